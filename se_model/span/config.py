@@ -1,0 +1,72 @@
+"""What describes span-expanded attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from se_model.span.backends import find_backend
+from se_model.span.operator import se_attention
+from se_model.span.options import SpanOptions
+from se_model.span.protocol import Attention
+from se_model.span.schedule import as_chunk_sizes, draw_chunk_size
+
+
+@dataclass(frozen=True)
+class SpanConfig:
+    """Span-expanded attention. The defaults are the paper's for Mamba-2-Hybrid 2.7B (section 4.1).
+
+    Attributes:
+        chunk_sizes: tokens per chunk (M). Of several, each layer draws one in each forward call.
+        block_size: tokens per memory block (S); divides every chunk size.
+        top_k: memory blocks that a chunk retrieves (k); 0 is attention inside each chunk.
+        summary: what stands for a block: "attention" (the paper's: the mean of the block's attention over
+            itself) or "mean_key" (the mean of its keys).
+        selection: "chunk" (the paper's: a chunk's queries choose together) or "causal" (each ``refresh``
+            queries retrieve what the ``refresh`` queries before them choose, so that no token sees a choice
+            made by a later one).
+        refresh: queries that share a choice under "causal" selection; divides every chunk size; by default
+            the block size.
+        backend: a name in ``se_model.span.backends.BACKENDS``, or "auto".
+        seed: of the draw of chunk sizes.
+
+    Raises:
+        ValueError: if the options do not fit together.
+    """
+
+    kind: ClassVar[str] = "span"
+
+    chunk_sizes: int | Sequence[int] = (2048, 4096)
+    block_size: int = 32
+    top_k: int = 8
+    summary: str = "attention"
+    selection: str = "chunk"
+    refresh: int | None = None
+    backend: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chunk_sizes", as_chunk_sizes(self.chunk_sizes))
+        for size in as_chunk_sizes(self.chunk_sizes):
+            SpanOptions(size, self.block_size, self.top_k, self.summary, self.selection, self.refresh)
+        if self.backend != "auto":
+            find_backend(self.backend)
+
+    def chunk_size(self, *, layer: int, step: int) -> int:
+        """The chunk size that a layer uses in a forward call."""
+        return draw_chunk_size(as_chunk_sizes(self.chunk_sizes), seed=self.seed, step=step, layer=layer)
+
+    def bind(self, *, layer: int, step: int) -> Attention:
+        """The attention of one layer in one forward call, its chunk size drawn."""
+        return partial(
+            se_attention,
+            chunk_size=self.chunk_size(layer=layer, step=step),
+            block_size=self.block_size,
+            top_k=self.top_k,
+            summary=self.summary,
+            selection=self.selection,
+            refresh=self.refresh,
+            backend=self.backend,
+        )

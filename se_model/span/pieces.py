@@ -1,0 +1,62 @@
+"""Moves between a row and its pieces: the same few views and gathers for every batched backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from se_model.span.layout import Document, Run
+
+
+def view_run(x: Tensor, run: Run) -> Tensor:
+    """The run's part of a row x [B, H, L, ...], as a view [B, H, pieces, length, ...]."""
+    return x[:, :, run.tokens].unflatten(2, (run.pieces, run.length))
+
+
+def batch_pieces(x: Tensor, run: Run) -> Tensor:
+    """The run's part of a row x [B, H, L, ...], its pieces as a batch [B * pieces, H, length, ...]."""
+    return view_run(x, run).transpose(1, 2).flatten(0, 1)
+
+
+def unbatch_pieces(x: Tensor, run: Run) -> Tensor:
+    """A batch of pieces [B * pieces, H, length, ...] in the shape of ``view_run``."""
+    return x.unflatten(0, (-1, run.pieces)).transpose(1, 2)
+
+
+def view_blocks(x: Tensor, document: Document, block_size: int) -> Tensor:
+    """The whole blocks of a document in a row x [B, G, L, D], as a view [B, G, U, S, D]."""
+    whole = document.length // block_size
+    tokens = slice(document.start, document.start + whole * block_size)
+    return x[:, :, tokens].unflatten(2, (whole, block_size))
+
+
+def places(blocks: Tensor, run: Run) -> Tensor:
+    """Which of their document's blocks the run's choices retrieve: [B, G, pieces, retrieved].
+
+    blocks: ids over the row, [B, G, choices, K].
+    """
+    return blocks[:, :, run.choices, : run.retrieved] - run.document.first_block
+
+
+def retrieve(x: Tensor, blocks: Tensor, run: Run, block_size: int) -> Tensor:
+    """The keys or values that the run's pieces retrieve from a row x [B, G, L, D].
+
+    Returns [B * pieces, G, retrieved * S, D].
+    """
+    batch = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
+    head = torch.arange(x.shape[1], device=x.device)[:, None, None]
+    found = view_blocks(x, run.document, block_size)[batch, head, places(blocks, run)]
+    return found.transpose(1, 2).flatten(3, 4).flatten(0, 1)
+
+
+def give_back(total: Tensor, part: Tensor, blocks: Tensor, run: Run, block_size: int) -> None:
+    """Adds ``part``, the gradient of what ``retrieve`` returned, into the row's: total [B, G, L, D].
+
+    Head by head through index_add_, which adds in a fixed order on the CPU.
+    """
+    into = view_blocks(total, run.document, block_size)
+    part = unbatch_pieces(part, run).unflatten(3, (run.retrieved, block_size)).flatten(2, 3)
+    where = places(blocks, run).flatten(2)
+    for batch in range(total.shape[0]):
+        for head in range(total.shape[1]):
+            into[batch, head].index_add_(0, where[batch, head], part[batch, head].to(total.dtype))

@@ -1,0 +1,37 @@
+"""What every attention here looks like: the function, and the small frozen object that describes it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+
+class Attention(Protocol):
+    """Causal attention over whole sequences, one signature for all kinds."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
+        """q: [B, H, L, D]; k, v: [B, G, L, D], where G divides H. Returns [B, H, L, D].
+
+        ``scale`` defaults to D ** -0.5. ``cu_seqlens`` (int32 or int64 [N + 1], with B = 1) gives the bounds
+        of the documents in a packed row, which never attend to each other.
+        """
+        ...
+
+
+class AttentionConfig(Protocol):
+    """Describes a kind of attention, and gives the function for one layer of one forward call."""
+
+    kind: ClassVar[str]
+
+    def bind(self, *, layer: int, step: int) -> Attention:
+        """The attention of one layer in one forward call.
+
+        Args:
+            layer: which of the model's attention layers this is, counted from 0.
+            step: how many forward calls training has made before this one. The same (layer, step) always
+                gives the same function, so a recomputed forward repeats the first one's random choices.
+        """
+        ...

@@ -1,0 +1,83 @@
+"""What block selection does while a model runs: how full the spans are, how far back they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from se_model.span.layout import Layout
+
+
+class SelectionRecord:
+    """Sums over every choice recorded so far; tensors stay on their device until ``summary``."""
+
+    def __init__(self) -> None:
+        self._slots = 0
+        self._retrievable = 0
+        self._filled: list[Tensor] = []
+        self._distance: list[Tensor] = []
+        self._distinct: list[Tensor] = []
+
+    def add(self, blocks: Tensor, layout: Layout, top_k: int) -> None:
+        """Takes in the choices of one call. blocks: int64 [B, G, choices, K], -1 for none."""
+        batch, heads, choices, _ = blocks.shape
+        self._slots += batch * heads * choices * top_k
+        open_blocks = sum(layout.candidates(layout.choices_of(d) - 1) for d in layout.documents)
+        self._retrievable += batch * heads * open_blocks
+        filled = blocks >= 0
+        starts = torch.tensor(layout.block_starts, device=blocks.device)
+        chunks = torch.tensor(layout.chunk_starts, device=blocks.device)
+        distances = (chunks[:, None] - starts[blocks.clamp(min=0)]).masked_fill(~filled, 0)
+        # One place beyond the last block takes the empty slots.
+        seen = torch.zeros(batch, heads, layout.blocks + 1, dtype=torch.bool, device=blocks.device)
+        seen.scatter_(2, blocks.masked_fill(~filled, layout.blocks).flatten(2), True)
+        self._filled.append(filled.sum())
+        self._distance.append(distances.sum())
+        self._distinct.append(seen[..., :-1].sum())
+
+    def summary(self) -> dict[str, float]:
+        """Means over what was recorded; empty if nothing was.
+
+        Returns:
+            ``filled``: fraction of the top-k slots that hold a block (a document's first chunk has none);
+            ``distance``: mean distance in tokens from a retrieved block's first token to its chunk's;
+            ``distinct``: fraction of the retrievable blocks that at least one choice retrieved.
+        """
+        if not self._filled:
+            return {}
+        filled, distance, distinct = (
+            int(torch.stack(values).sum()) for values in (self._filled, self._distance, self._distinct)
+        )
+        return {
+            "filled": filled / max(1, self._slots),
+            "distance": distance / max(1, filled),
+            "distinct": distinct / max(1, self._retrievable),
+        }
+
+
+_active: ContextVar[SelectionRecord | None] = ContextVar("selection_record", default=None)
+
+
+@contextmanager
+def record_selections() -> Iterator[SelectionRecord]:
+    """Records every choice of blocks made within, in this thread.
+
+    A forward that activation checkpointing repeats is recorded twice, which leaves the means as they are.
+    """
+    record = SelectionRecord()
+    token = _active.set(record)
+    try:
+        yield record
+    finally:
+        _active.reset(token)
+
+
+def note_selection(blocks: Tensor, layout: Layout, top_k: int) -> None:
+    """Feeds the active record, if there is one."""
+    record = _active.get()
+    if record is not None:
+        record.add(blocks, layout, top_k)

@@ -1,0 +1,78 @@
+"""The oracle is right: by a mask spelt out token by token, a choice worked by hand, finite differences."""
+
+import pytest
+import torch
+
+from se_model.span import se_attention, select_blocks
+from tests.tolerances import F64
+
+SPANS = [("chunk", None, 16), ("causal", None, 4), ("causal", 8, 8)]
+
+
+@pytest.mark.parametrize(("selection", "refresh", "queries"), SPANS)
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 17), (0, 67), (0, 5, 40, 41, 75)], ids=str)
+def test_naive_is_attention_under_the_mask_that_its_blocks_spell_out(
+    draw, masked_attention, span_mask, assert_same, bounds, selection, refresh, queries
+):
+    q, k, v = draw(bounds[-1])
+    options = {
+        "chunk_size": 16,
+        "block_size": 4,
+        "top_k": 3,
+        "selection": selection,
+        "refresh": refresh,
+        "cu_seqlens": torch.tensor(bounds),
+        "backend": "naive",
+    }
+    blocks = select_blocks(q, k, v, **options)
+    visible = span_mask(blocks, q.shape[1], bounds, chunk=16, block=4, queries=queries)
+    assert_same(se_attention(q, k, v, **options), masked_attention(q, k, v, visible), (q, k, v), F64)
+
+
+@pytest.mark.parametrize("backend", ["naive", "merged", "sdpa"])
+def test_a_choice_worked_by_hand(backend):
+    # Blocks of 2, chunks of 4, one head of width 1. Mean keys 1, 5, -3, 2, 2, 0; queries sum to 36, 4, -4.
+    k = torch.tensor([0.0, 2, 4, 6, -3, -3, 2, 2, 1, 3, 0, 0]).view(1, 1, 12, 1)
+    q = torch.tensor([9.0, 9, 9, 9, 1, 1, 1, 1, -1, -1, -1, -1]).view(1, 1, 12, 1)
+    blocks = select_blocks(q, k, k, chunk_size=4, block_size=2, top_k=2, summary="mean_key", backend=backend)
+    # Chunk 1 has both blocks before it; chunk 2 wants the smallest of (1, 5, -3, 2): blocks 2 and 0.
+    assert blocks.tolist() == [[[[-1, -1], [0, 1], [0, 2]]]]
+
+
+@pytest.mark.parametrize("backend", ["naive", "merged", "sdpa"])
+@pytest.mark.parametrize("scale", [0.02, 4.0])
+def test_the_attention_summary_is_the_mean_of_the_block_s_attention_over_itself(draw, backend, scale):
+    q, k, v = (x.detach() for x in draw(64, heads=2, groups=1))
+    expected = []
+    for chunk in range(4):
+        scores = []
+        for block in range(chunk * 4):
+            tokens = slice(block * 4, block * 4 + 4)
+            score = 0.0
+            for head in range(2):
+                logits = q[0, head, tokens] @ k[0, 0, tokens].T * scale
+                summary = (logits.softmax(-1) @ v[0, 0, tokens]).mean(0)
+                score += sum(float(q[0, head, t] @ summary) for t in range(chunk * 16, chunk * 16 + 16))
+            scores.append(score)
+        best = sorted(sorted(range(len(scores)), key=lambda j: -scores[j])[:3])
+        expected.append(best + [-1] * (3 - len(best)))
+    blocks = select_blocks(q, k, v, chunk_size=16, block_size=4, top_k=3, scale=scale, backend=backend)
+    assert blocks[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("backend", ["naive", "merged"])
+@pytest.mark.parametrize(("selection", "refresh"), [("chunk", None), ("causal", 2)])
+def test_gradients_are_those_of_finite_differences(draw, backend, selection, refresh):
+    inputs = draw(11, heads=2, groups=1, width=3)
+    options = {"chunk_size": 4, "block_size": 2, "top_k": 1, "selection": selection, "refresh": refresh}
+    blocks = select_blocks(*inputs, **options)
+
+    def attend(q, k, v):
+        return se_attention(q, k, v, **options, blocks=blocks, backend=backend)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_the_choice_carries_no_gradient(draw):
+    q, k, v = draw(40)
+    assert not select_blocks(q, k, v, chunk_size=16, block_size=4, top_k=2).requires_grad

@@ -1,0 +1,116 @@
+"""What does not fit together is refused before anything is computed, in one clear line."""
+
+import pytest
+import torch
+
+from se_model.span import SpanConfig, se_attention, select_blocks
+from se_model.span.protocol import Attention
+from tests.tolerances import F64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_sizes": 100}, "chunk_size must be a multiple of block_size 32, not 100"),
+        ({"chunk_sizes": (64, 80)}, "multiple of block_size 32, not 80"),
+        ({"chunk_sizes": ()}, "one or more sizes"),
+        ({"chunk_sizes": (0, 64)}, "one or more sizes of at least 1"),
+        ({"chunk_sizes": 64, "block_size": 0}, "block_size must be at least 1"),
+        ({"chunk_sizes": 64, "top_k": -1}, "top_k must be 0 or more"),
+        ({"chunk_sizes": 64, "summary": "mean"}, "summary must be one of attention, mean_key; not 'mean'"),
+        ({"chunk_sizes": 64, "selection": "causl"}, "selection must be one of chunk, causal; not 'causl'"),
+        (
+            {"chunk_sizes": 64, "backend": "fast"},
+            "backend must be auto or one of merged, sdpa, naive; not 'fast'",
+        ),
+        ({"chunk_sizes": 64, "refresh": 8}, 'refresh needs selection="causal"'),
+        ({"chunk_sizes": 64, "selection": "causal", "refresh": 24}, "refresh must divide chunk_size 64"),
+        ({"chunk_sizes": 64, "selection": "causal", "refresh": 0}, "refresh must divide chunk_size 64"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpanConfig(**options)
+
+
+def test_a_config_is_immutable_and_takes_one_size_or_several():
+    assert SpanConfig(chunk_sizes=64) == SpanConfig(chunk_sizes=[64])
+    assert hash(SpanConfig(chunk_sizes=[64, 128])) == hash(SpanConfig(chunk_sizes=(64, 128)))
+    with pytest.raises(AttributeError):
+        SpanConfig().top_k = 3
+
+
+def test_bind_passes_every_option_on(draw):
+    inputs = draw(100)
+    config = SpanConfig(
+        chunk_sizes=20,
+        block_size=5,
+        top_k=2,
+        summary="mean_key",
+        selection="causal",
+        refresh=10,
+        backend="naive",
+    )
+    attention: Attention = config.bind(layer=1, step=2)
+    cu_seqlens = torch.tensor([0, 70, 100])
+    expected = se_attention(
+        *inputs, chunk_size=20, block_size=5, top_k=2, summary="mean_key", selection="causal", refresh=10,
+        backend="naive", scale=0.3, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    assert torch.equal(attention(*inputs, scale=0.3, cu_seqlens=cu_seqlens), expected)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 4, 9, 8), (1, 3, 9, 8), (1, 3, 9, 8)), "must divide the number of query heads"),
+        (((1, 4, 9, 8), (1, 2, 7, 8), (1, 2, 7, 8)), "must be equally long"),
+        (((1, 4, 9, 8), (1, 2, 9, 8), (1, 2, 9, 4)), r"k, v \[B, G, L, D\]"),
+        (((2, 4, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)), "agree in batch size"),
+        (((1, 4, 0, 8), (1, 2, 0, 8), (1, 2, 0, 8)), "at least one token"),
+        (((4, 9, 8), (4, 9, 8), (4, 9, 8)), r"takes q \[B, H, L, D\]"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        se_attention(*(torch.zeros(shape) for shape in shapes), chunk_size=4, block_size=2)
+
+
+def test_mixed_dtypes_are_named():
+    q = torch.zeros(1, 1, 4, 2)
+    with pytest.raises(ValueError, match=r"torch.float32 on cpu, torch.float64 on cpu"):
+        se_attention(q, q.double(), q.double(), chunk_size=4, block_size=2)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([[-1, -1], [0, 4], [0, 1]], "whole blocks of its document that lie before its chunk"),
+        ([[0, -1], [0, 1], [0, 1]], "whole blocks of its document that lie before its chunk"),
+        ([[-1, -1], [1, 0], [0, 1]], "ascending, then -1"),
+        ([[-1, -1], [1, 1], [0, 1]], "ascending, then -1"),
+        ([[-1, -1], [-1, 1], [0, 1]], "ascending, then -1"),
+        ([[-1, -1], [0, 1]], r"with B, G, T = \[1, 1, 3\]"),
+    ],
+)
+def test_a_given_choice_is_checked(blocks, message):
+    x = torch.randn(1, 1, 40, 4)
+    with pytest.raises(ValueError, match=message):
+        se_attention(x, x, x, chunk_size=16, block_size=4, blocks=torch.tensor([[blocks]]))
+
+
+def test_a_given_choice_names_equally_many_blocks_for_every_head():
+    x = torch.randn(1, 2, 20, 4)
+    blocks = torch.tensor([[[[-1], [0]], [[-1], [-1]]]])
+    with pytest.raises(ValueError, match="equally many"):
+        se_attention(x, x, x, chunk_size=16, block_size=4, blocks=blocks)
+
+
+def test_a_given_choice_may_leave_slots_empty(draw, assert_same):
+    inputs = draw(53)
+    options = {"chunk_size": 16, "block_size": 4, "top_k": 3}
+    blocks = select_blocks(*inputs, **options)
+    blocks[:, :, 2] = torch.tensor([5, -1, -1])
+    oracle = se_attention(*inputs, **options, blocks=blocks, backend="naive")
+    for backend in ("merged", "sdpa"):
+        assert_same(se_attention(*inputs, **options, blocks=blocks, backend=backend), oracle, inputs, F64)
