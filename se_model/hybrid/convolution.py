@@ -1,0 +1,75 @@
+"""Causal depthwise convolution along a sequence, with a state, and with documents kept apart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from se_model.hybrid.documents import document_positions
+
+
+def causal_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Each channel's weighted sum of its last W values, the present one included.
+
+    x: [B, L, C]; weight: [C, W], the last column for the present token; bias: [C]; state: [B, W - 1, C], what
+    came before x (None: zeros); cu_seqlens: [N + 1] with B = 1: no document sees another, and the state
+    belongs to the first. Returns [B, L, C], summed in float32 or better.
+
+    A sum of W shifted products is about three times as fast as `torch.nn.functional.conv1d` on the CPU, which
+    wants the sequence last and has a slow depthwise backward.
+
+    Raises:
+        ValueError: if the state's shape or ``cu_seqlens`` does not fit.
+    """
+    batch, length, channels = x.shape
+    context = weight.shape[1] - 1
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if state is None:
+        padded = F.pad(x.to(dtype), (0, 0, context, 0))
+    elif state.shape == (batch, context, channels):
+        padded = torch.cat([state.to(dtype), x.to(dtype)], dim=1)
+    else:
+        expected = [batch, context, channels]
+        raise ValueError(f"the state must be [B, W - 1, C] = {expected}; got {list(state.shape)}")
+
+    taps = weight.to(dtype).t().contiguous()
+    y = x * taps[context]
+    if bias is not None:
+        y = y + bias
+    visible = None if cu_seqlens is None else _visible_context(cu_seqlens, length, batch, context)
+    for back in range(1, context + 1):
+        earlier = padded[:, context - back : context - back + length]
+        if visible is not None:
+            earlier = earlier * (visible >= back).to(dtype)[:, None]
+        y = y + earlier * taps[context - back]
+    return y.to(x.dtype)
+
+
+def _visible_context(cu_seqlens: Tensor, length: int, batch: int, context: int) -> Tensor:
+    """How many earlier tokens each token may look at: [L]. The first document also sees the state."""
+    positions = document_positions(cu_seqlens, length, batch)
+    in_first = torch.arange(length, device=positions.device) < cu_seqlens[1]
+    return torch.where(in_first, positions + context, positions)
+
+
+class CausalConv1d(nn.Conv1d):
+    """`causal_convolution` as a module whose parameters are those of a depthwise `torch.nn.Conv1d`.
+
+    The weight is read inside the module's own forward, so that whatever stands in for the module (a PEFT
+    wrapper's trained copy, ZeRO-3's gathered shard) is what computes.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=bias)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """x: [B, L, C]; state: [B, W - 1, C]; cu_seqlens: [N + 1] with B = 1. Returns [B, L, C]."""
+        return causal_convolution(x, self.weight.squeeze(1), self.bias, state=state, cu_seqlens=cu_seqlens)

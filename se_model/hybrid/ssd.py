@@ -1,0 +1,203 @@
+"""The state-space recurrence of Mamba-2 (SSD), token by token and in chunks.
+
+Per head, with the state h in R^(P x N), a step size dt > 0 and a decay rate A < 0:
+
+    h_t = exp(dt_t A) h_(t-1) + dt_t x_t B_t^T,        y_t = h_t C_t
+
+(Dao and Gu, "Transformers are SSMs", arXiv 2405.21060; section 6 for the chunks). Shapes use B batch,
+L tokens, H heads, P head dimension, G groups of heads that share B and C, N state dimension, T chunks, Q
+tokens per chunk.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from se_model.hybrid.documents import document_index
+
+
+def ssd_naive(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it is written, one token after another: the oracle of `ssd_chunked`.
+
+    x: [B, L, H, P]; dt: [B, L, H], positive; A: [H], negative; B, C: [B, L, G, N], G divides H;
+    initial_state: [B, H, P, N] (None: zeros); cu_seqlens: [documents + 1] with B = 1: the state starts from
+    zero at each document but the first, which starts from ``initial_state``.
+    Returns y: [B, L, H, P] and the state after the last token: [B, H, P, N]. Computes in float32 or better.
+
+    Raises:
+        ValueError: if shapes or ``cu_seqlens`` do not fit together.
+    """
+    _check_shapes(x, dt, A, B, C, initial_state)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    batch, length, heads, width = x.shape
+    share = heads // B.shape[2]
+    starts = set() if cu_seqlens is None else _inner_starts(cu_seqlens, length, batch)
+
+    state = x.new_zeros(batch, heads, width, B.shape[3], dtype=dtype)
+    if initial_state is not None:
+        state = initial_state.to(dtype)
+    outputs = []
+    for t in range(length):
+        if t in starts:
+            state = torch.zeros_like(state)
+        step = dt[:, t, :, None, None].to(dtype)
+        B_t, C_t = (m[:, t].repeat_interleave(share, dim=1).to(dtype)[:, :, None, :] for m in (B, C))
+        decay = torch.exp(step * A.to(dtype)[None, :, None, None])
+        state = decay * state + step * x[:, t, :, :, None].to(dtype) * B_t
+        outputs.append((state * C_t).sum(dim=-1))
+    return torch.stack(outputs, dim=1).to(x.dtype), state
+
+
+def ssd_chunked(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ssd_naive` by matrix products: tokens of a chunk act on each other directly, chunks through states.
+
+    Same arguments and results; any L. ``chunk_size`` (Q) changes the cost only: O(L Q) within chunks and
+    O(T^2) between them.
+
+    Raises:
+        ValueError: if shapes or ``cu_seqlens`` do not fit together.
+    """
+    _check_shapes(x, dt, A, B, C, initial_state)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    batch, length = x.shape[:2]
+    size = min(chunk_size, length)
+    documents = None if cu_seqlens is None else _ChunkDocuments.of(cu_seqlens, length, batch, size)
+
+    def chunked(tensor: Tensor) -> Tensor:
+        """[B, L, ...] -> [B, T, Q, ...], zeros behind the last token."""
+        padding = (0, 0) * (tensor.dim() - 2) + (0, -length % size)
+        return F.pad(tensor.to(dtype), padding).unflatten(1, (-1, size))
+
+    # Behind the last token dt = 0: nothing decays, nothing is added.
+    dt, B, C = chunked(dt), chunked(B).transpose(2, 3), chunked(C).transpose(2, 3)  # B, C: [B, T, G, Q, N]
+    x_dt = chunked(x) * dt[..., None]
+    # The difference of two cumulative sums loses what their size swallows: these few numbers are float64.
+    log_decay = torch.cumsum(dt.double() * A.double(), dim=2)  # [B, T, Q, H]
+
+    y = _within_chunks(x_dt, log_decay, B, C, documents)
+    added = _added_by_chunks(x_dt, log_decay, B, documents)
+    if initial_state is None:
+        first = torch.zeros_like(added[:, :1])
+    else:
+        first = initial_state.to(dtype).transpose(-1, -2)[:, None]
+    states = _states_at_boundaries(torch.cat([first, added], dim=1), log_decay[:, :, -1], documents)
+    y = y + _from_states(states[:, :-1], log_decay, C, documents)
+    return y.flatten(1, 2)[:, :length].to(x.dtype), states[:, -1].transpose(-1, -2)
+
+
+class _ChunkDocuments(NamedTuple):
+    """The document of each token, [T, Q], and of the state at each chunk boundary, [T + 1]."""
+
+    of_token: Tensor
+    of_state: Tensor
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, length: int, batch: int, size: int) -> _ChunkDocuments:
+        document = document_index(cu_seqlens, length, batch)
+        of_token = F.pad(document, (0, -length % size), value=len(cu_seqlens) - 2).view(-1, size)
+        return cls(of_token, F.pad(of_token[:, -1], (1, 0), value=0))
+
+
+def _within_chunks(
+    x_dt: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, documents: _ChunkDocuments | None
+) -> Tensor:
+    """What the tokens of a chunk give to themselves and the later ones of the chunk: [B, T, Q, H, P]."""
+    size, heads, groups = x_dt.shape[2], x_dt.shape[3], B.shape[2]
+    visible = torch.ones(size, size, dtype=torch.bool, device=x_dt.device).tril()
+    if documents is not None:
+        document = documents.of_token
+        visible = (visible & (document[:, :, None] == document[:, None, :]))[:, None]
+    log_decay = log_decay.transpose(2, 3)
+    between = (log_decay[..., :, None] - log_decay[..., None, :]).to(x_dt.dtype)
+    decay = between.masked_fill(~visible, -torch.inf).exp()  # [B, T, H, Q, Q]
+    scores = C @ B.transpose(-1, -2)  # [B, T, G, Q, Q]
+    weights = decay.unflatten(2, (groups, heads // groups)) * scores[:, :, :, None]
+    return (weights.flatten(2, 3) @ x_dt.transpose(2, 3)).transpose(2, 3)
+
+
+def _added_by_chunks(x_dt: Tensor, log_decay: Tensor, B: Tensor, documents: _ChunkDocuments | None) -> Tensor:
+    """What each chunk adds to the state at its end: [B, T, H, N, P]."""
+    heads, groups = x_dt.shape[3], B.shape[2]
+    decay = (log_decay[:, :, -1:] - log_decay).exp()
+    if documents is not None:
+        decay = decay * (documents.of_token == documents.of_state[1:, None])[..., None]
+    # The heads of a group side by side: one product [N, Q] x [Q, heads * P] for all of them.
+    decayed = (x_dt * decay.to(x_dt.dtype)[..., None]).unflatten(3, (groups, -1)).transpose(2, 3)
+    added = B.transpose(-1, -2) @ decayed.flatten(-2)
+    return added.unflatten(-1, (heads // groups, -1)).transpose(3, 4).flatten(2, 3)
+
+
+def _states_at_boundaries(added: Tensor, log_decay: Tensor, documents: _ChunkDocuments | None) -> Tensor:
+    """The state at the start, between chunks and at the end, from what is added there: [B, T + 1, H, N, P].
+
+    added: [B, T + 1, H, N, P], first of all the initial state; log_decay: [B, T, H], of whole chunks.
+    """
+    until = F.pad(torch.cumsum(log_decay, dim=1), (0, 0, 1, 0)).transpose(1, 2)  # [B, H, T + 1]
+    count = until.shape[-1]
+    visible = torch.ones(count, count, dtype=torch.bool, device=added.device).tril()
+    if documents is not None:
+        visible = visible & (documents.of_state[:, None] == documents.of_state[None, :])
+    between = until[..., :, None] - until[..., None, :]
+    decay = between.masked_fill(~visible, -torch.inf).exp().to(added.dtype)
+    return (decay @ added.transpose(1, 2).flatten(-2)).transpose(1, 2).unflatten(-1, added.shape[-2:])
+
+
+def _from_states(states: Tensor, log_decay: Tensor, C: Tensor, documents: _ChunkDocuments | None) -> Tensor:
+    """What the tokens of each chunk receive from the state before it: [B, T, Q, H, P].
+
+    states: [B, T, H, N, P].
+    """
+    heads, groups = states.shape[2], C.shape[2]
+    decay = log_decay.exp()
+    if documents is not None:
+        decay = decay * (documents.of_token == documents.of_state[:-1, None])[..., None]
+    side_by_side = states.unflatten(2, (groups, -1)).transpose(3, 4).flatten(-2)  # [B, T, G, N, heads * P]
+    received = (C @ side_by_side).unflatten(-1, (heads // groups, -1)).transpose(2, 3).flatten(3, 4)
+    return received * decay.to(received.dtype)[..., None]
+
+
+def _inner_starts(cu_seqlens: Tensor, length: int, batch: int) -> set[int]:
+    document = document_index(cu_seqlens, length, batch)
+    return set((document.diff().nonzero()[:, 0] + 1).tolist())
+
+
+def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> None:
+    shapes = (
+        f"x {list(x.shape)}, dt {list(dt.shape)}, A {list(A.shape)}, B {list(B.shape)}, C {list(C.shape)}"
+    )
+    if x.dim() != 4 or B.dim() != 4:
+        raise ValueError(f"the state-space layer takes x [B, L, H, P] and B, C [B, L, G, N]; got {shapes}")
+    batch, length, heads, width = x.shape
+    groups, state_size = B.shape[2:]
+    if length == 0 or dt.shape != x.shape[:3] or A.shape != (heads,) or B.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"dt must be [B, L, H], A [H], B and C [B, L, G, N] for x [B, L, H, P]; got {shapes}"
+        )
+    if C.shape != B.shape or groups == 0 or heads % groups:
+        raise ValueError(f"B and C must be equally shaped, their groups must divide the heads; got {shapes}")
+    if state is not None and state.shape != (batch, heads, width, state_size):
+        expected = [batch, heads, width, state_size]
+        raise ValueError(f"the initial state must be [B, H, P, N] = {expected}; got {list(state.shape)}")
