@@ -1,0 +1,5 @@
+"""Any attention of this package in any transformers causal language model."""
+
+from se_model.attach.attachment import attach, attached, attention_layers, detach, set_step
+
+__all__ = ["attach", "attached", "attention_layers", "detach", "set_step"]

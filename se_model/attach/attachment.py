@@ -1,0 +1,135 @@
+"""Puts an attention of this package into any transformers causal language model, and takes it out again.
+
+transformers (5.23) lets every attention layer look its function up by name (`AttentionInterface`). One
+function and one mask function are registered here; which attention they run, and for which layer, is
+written on the layer itself, so that models with different attentions live side by side.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+
+from se_model.attach.interface import INTERFACE_NAME, MARK, Attachment, LayerMark, forward
+from se_model.attach.mask import real_tokens_or_documents
+from se_model.attentions import AttentionConfig
+from se_model.loss import handles_packing, recurrent_layers, unwrap
+
+AttentionInterface.register(INTERFACE_NAME, forward)
+AttentionMaskInterface.register(INTERFACE_NAME, real_tokens_or_documents)
+
+
+def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
+    """Make every attention layer of `model` compute the attention that `config` describes.
+
+    `model` is a transformers causal language model or a `PeftModel` around one; it is changed in place and
+    returned. Attaching again replaces the attention.
+
+    Exact under 2-D padding masks (either side) and for packed documents: `position_ids` that restart at
+    each, or those together with `cu_seqlens` (span attention needs the restart in any case: its choice of
+    blocks depends on absolute positions, through RoPE). With a cache, new tokens attend fully to all cached
+    ones. The forward refuses masks over pairs, attention dropout, and layers that ask for more than
+    causality.
+
+    Raises:
+        ValueError: if an attention layer would be left out.
+    """
+    causal_lm = unwrap(model)
+    layers = attention_layers(causal_lm)
+    if not layers:
+        raise ValueError(
+            f"no layer of {type(causal_lm).__name__} looks its attention up in AttentionInterface: "
+            "there is nothing to replace"
+        )
+    for name, layer in layers:
+        if not getattr(layer, "is_causal", True):
+            raise ValueError(f"{name} is not causal: only the self-attention of a decoder can be replaced")
+    attachment = Attachment(config, _previous_implementations(causal_lm), _packing_refusal(causal_lm))
+    causal_lm.set_attn_implementation(INTERFACE_NAME)
+    setattr(causal_lm, MARK, attachment)
+    for ordinal, (name, layer) in enumerate(layers):
+        if layer.config._attn_implementation != INTERFACE_NAME:
+            detach(model)
+            raise ValueError(f"{name} of {type(causal_lm).__name__} does not let its attention be chosen")
+        setattr(layer, MARK, LayerMark(attachment, ordinal))
+    return model
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Give `model` the attention back that it had before `attach`. Returns `model`.
+
+    Raises:
+        ValueError: if nothing is attached.
+    """
+    causal_lm = unwrap(model)
+    causal_lm.set_attn_implementation(_attachment_of(model).previous)
+    for module in (causal_lm, *(layer for _, layer in attention_layers(causal_lm))):
+        if hasattr(module, MARK):
+            delattr(module, MARK)
+    return model
+
+
+def attached(model: nn.Module) -> AttentionConfig | None:
+    """The attention that `attach` put into `model`, or None."""
+    attachment = getattr(unwrap(model), MARK, None)
+    return None if attachment is None else attachment.config
+
+
+def set_step(model: nn.Module, step: int) -> None:
+    """Set the counter of forward calls from which chunk sizes and random blocks are drawn (0 after `attach`).
+
+    Set it before each forward of training and leave it until that forward's backward is done: activation
+    checkpointing runs the layers again, and draws the same only for the same step.
+
+    Raises:
+        ValueError: if nothing is attached.
+    """
+    _attachment_of(model).step = step
+
+
+def attention_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """The modules of `model`, named and in order, that compute attention through `AttentionInterface`."""
+    return [
+        (name, module) for name, module in unwrap(model).named_modules() if _looks_its_attention_up(module)
+    ]
+
+
+def _looks_its_attention_up(module: nn.Module) -> bool:
+    # transformers puts no common class or attribute on these modules; they share this name in their forward.
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _attachment_of(model: nn.Module) -> Attachment:
+    attachment: Attachment | None = getattr(unwrap(model), MARK, None)
+    if attachment is None:
+        raise ValueError(
+            f"nothing is attached to {type(unwrap(model)).__name__}: call attach(model, config) first"
+        )
+    return attachment
+
+
+def _previous_implementations(causal_lm: PreTrainedModel) -> dict[str, Any]:
+    attachment: Attachment | None = getattr(causal_lm, MARK, None)
+    if attachment is not None:
+        return attachment.previous
+
+    def by_part(config: PreTrainedConfig) -> dict[str, Any]:
+        parts = {key: part for key in config.sub_configs if (part := getattr(config, key)) is not None}
+        return {"": config._attn_implementation} | {key: by_part(part) for key, part in parts.items()}
+
+    return by_part(causal_lm.config)
+
+
+def _packing_refusal(causal_lm: PreTrainedModel) -> str | None:
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
+    leaking = [] if handles_packing(decoder) else recurrent_layers(decoder)
+    if not leaking:
+        return None
+    return (
+        f"{type(causal_lm).__name__} would carry state across packed documents in {len(leaking)} modules "
+        f"(first: {leaking[0]}); give it one document per row"
+    )

@@ -1,0 +1,187 @@
+"""The one function that transformers calls for every attached attention layer.
+
+It turns what arrives (a batch with a padding mask, a packed row, new tokens beside a cache) into runs of
+tokens without padding, and gives those to the attention written on the layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from se_model.attentions import Attention, AttentionConfig
+
+INTERFACE_NAME = "expansion_span"
+MARK = "_expansion_span"
+
+# What some layers ask of their attention beyond causality. No attention here does any of it, and to leave
+# it out would be another model.
+_BEYOND_CAUSAL = ("sliding_window", "softcap", "s_aux", "sinks", "position_bias", "indices")
+
+
+@dataclass
+class Attachment:
+    """What one model is attached to; shared by its layers."""
+
+    config: AttentionConfig
+    previous: dict[str, Any]
+    refuses_packing: str | None
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class LayerMark:
+    """Written on an attention layer: its ordinal among the attention layers of its model."""
+
+    attachment: Attachment
+    layer: int
+
+
+def forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The registered function (transformers 5.23, `integrations/sdpa_attention.py` has the same signature).
+
+    query: [B, H, Lq, D]; key, value: [B, G, Lk, D], with Lk > Lq while decoding; attention_mask: what
+    `real_tokens_or_documents` returned. Returns ([B, Lq, H, D], None).
+    """
+    mark: LayerMark | None = getattr(module, MARK, None)
+    if mark is None:
+        raise ValueError(
+            f"{type(module).__name__} asks for attention {INTERFACE_NAME!r}, but its model was never given "
+            "to attach(); a model that shares its config object with an attached one needs its own copy"
+        )
+    _refuse_what_would_be_dropped(module, query, value, dropout, kwargs)
+    cu_seqlens = kwargs.get("cu_seqlens")
+    if cu_seqlens is None:
+        cu_seqlens = kwargs.get("cu_seq_lens_q")  # what transformers' own collator calls it
+    if key.shape[2] != query.shape[2]:
+        if cu_seqlens is not None:
+            raise ValueError("a packed row (cu_seqlens) cannot continue a cache")
+        output = _attend_to_cache(query, key, value, attention_mask, scaling)
+    else:
+        attention = mark.attachment.config.bind(layer=mark.layer, step=mark.attachment.step)
+        runs = _runs(query, attention_mask, cu_seqlens)
+        if any(run.cu_seqlens is not None for run in runs) and mark.attachment.refuses_packing:
+            raise ValueError(mark.attachment.refuses_packing)
+        output = _attend_by_run(attention, query, key, value, runs, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _refuse_what_would_be_dropped(
+    module: nn.Module, query: Tensor, value: Tensor, dropout: float, kwargs: dict[str, Any]
+) -> None:
+    layer = type(module).__name__
+    if dropout:
+        raise ValueError(
+            f"{layer} asks for attention dropout {dropout}, which is not supported; set attention_dropout = 0"
+        )
+    if kwargs.get("is_causal") is False:
+        raise ValueError(f"{layer} asks for attention that is not causal")
+    for name in _BEYOND_CAUSAL:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{layer} asks for {name}={kwargs[name]!r}, which no attention here supports")
+    if query.shape[-1] != value.shape[-1]:
+        raise ValueError(
+            f"{layer} has queries of {query.shape[-1]} and values of {value.shape[-1]} dimensions; "
+            "they must be equal"
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Tokens that attend together: those from `start` to `end` of each of `rows`."""
+
+    rows: slice
+    start: int
+    end: int
+    cu_seqlens: Tensor | None = None
+
+
+def _runs(query: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> list[_Run]:
+    """Cut the batch into runs without padding.
+
+    mask: None, [B, L] bool (True: a real token) or [B, L] int64 (which document a token belongs to).
+    """
+    batch, _, length, _ = query.shape
+    if mask is not None and mask.shape != (batch, length):
+        raise ValueError(
+            f"the attention mask must be [B, L] = [{batch}, {length}], got {tuple(mask.shape)}: "
+            "masks over pairs are refused"
+        )
+    if cu_seqlens is not None:
+        if mask is not None and mask.dtype == torch.bool:
+            raise ValueError("cu_seqlens and a padding mask together: leave the padding out of a packed row")
+        return [_Run(slice(0, batch), 0, length, cu_seqlens)]
+    if mask is None:
+        return [_Run(slice(0, batch), 0, length)]
+    if mask.dtype == torch.bool:
+        return [
+            _Run(slice(row, row + 1), *_real_tokens(mask[row], row))
+            for row in range(batch)
+            if mask[row].any()
+        ]
+    return [_Run(slice(row, row + 1), 0, length, _boundaries(mask[row])) for row in range(batch)]
+
+
+def _real_tokens(mask: Tensor, row: int) -> tuple[int, int]:
+    real = mask.nonzero().flatten()
+    start, end = int(real[0]), int(real[-1]) + 1
+    if end - start != len(real):
+        raise ValueError(
+            f"row {row} of the attention mask has padding between tokens; it may only stand at either end"
+        )
+    return start, end
+
+
+def _boundaries(documents: Tensor) -> Tensor:
+    lengths = documents.unique_consecutive(return_counts=True)[1]
+    return F.pad(lengths.cumsum(0), (1, 0))
+
+
+def _attend_by_run(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], scale: float | None
+) -> Tensor:
+    batch, _, length, _ = query.shape
+    if len(runs) == 1 and runs[0].rows == slice(0, batch) and (runs[0].start, runs[0].end) == (0, length):
+        return attention(query, key, value, scale=scale, cu_seqlens=runs[0].cu_seqlens)
+    output = torch.zeros_like(query)
+    for run in runs:
+        q, k, v = (tensor[run.rows, :, run.start : run.end] for tensor in (query, key, value))
+        output[run.rows, :, run.start : run.end] = attention(q, k, v, scale=scale, cu_seqlens=run.cu_seqlens)
+    return output
+
+
+def _attend_to_cache(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Full attention of the newest Lq tokens to all Lk; for a few new tokens it is linear in Lk anyway."""
+    new, total = query.shape[2], key.shape[2]
+    visible = None
+    if mask is not None and mask.shape != (query.shape[0], total):
+        raise ValueError(
+            f"the attention mask must cover the cache, [B, Lk] = [{query.shape[0]}, {total}], "
+            f"got {tuple(mask.shape)}"
+        )
+    if new > 1 or mask is not None:
+        visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+    if visible is not None and mask is not None:
+        # Padding sees itself, or its softmax would be over nothing; its output is used by no one.
+        tokens = torch.arange(total, device=query.device)
+        itself = tokens == tokens[total - new :, None]
+        visible = (visible & mask[:, None, None, :]) | itself
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped
+    )
