@@ -1,0 +1,7 @@
+"""Parameter-efficient fine-tuning of hybrid models: what trains, and the proof that it does."""
+
+from se_model.hylora.apply import apply_hylora
+from se_model.hylora.config import HyLoraConfig
+from se_model.hylora.coverage import Coverage, coverage
+
+__all__ = ["Coverage", "HyLoraConfig", "apply_hylora", "coverage"]
