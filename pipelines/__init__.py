@@ -1,0 +1,1 @@
+"""Recipes and the stages they run: prepare, train, evaluate, export, report."""

@@ -1,0 +1,139 @@
+"""What every kind of stage is made of: the keys a user writes, and what its runner is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines import storage
+from pipelines.errors import InvalidKeyError, nearest
+from pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from pipelines.recipe import ResolvedRecipe
+
+ALL_EARLIER = "*"
+"""Returned by `Stage.references` to depend on every stage before this one."""
+
+
+class Section(BaseModel):
+    """Base of every mapping in a recipe: unknown keys are refused and values never change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class Stage(Section):
+    """Base of every `...Stage`: the keys below `stages.<name>.<kind>`.
+
+    Parsing must stay light: a module that defines a stage imports torch, ray and transformers inside the
+    functions that use them.
+
+    `execution_keys` names the keys that say how the work is done and not what comes out (`workers`,
+    `log_every`): they are left out of the fingerprint, so an unfinished stage goes on after they changed.
+    """
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset()
+
+    def references(self) -> tuple[str, ...]:
+        """Returns the values that may name an earlier stage; one that does not is left to `check`."""
+        return ()
+
+    def external_inputs(self) -> tuple[str, ...]:
+        """Returns paths, folders and globs whose *content* decides whether the stage must run again.
+
+        Those that name an earlier stage, or lie below one, and those where nothing is, count for nothing.
+        """
+        return ()
+
+    def check(self, context: CheckContext) -> None:
+        """Looks at what only the machine can tell (files, models, memory), before any stage starts.
+
+        Raises:
+            InvalidKeyError: names the key, relative to this stage.
+        """
+
+    def plan(self, context: CheckContext) -> Mapping[str, str]:
+        """Returns what `espan plan` prints: label -> text, for instance `shapes`, `memory`."""
+        return {}
+
+
+@dataclass(frozen=True)
+class EarlierStage:
+    """A stage that comes before another in the recipe, as seen while checking and planning."""
+
+    name: str
+    kind: str
+    stage: Stage
+    output: str
+
+
+@dataclass(frozen=True)
+class CheckContext:
+    """What `Stage.check` and `Stage.plan` may look at; `earlier` holds every stage before this one."""
+
+    name: str
+    output: str
+    seed: int
+    workspace: str
+    earlier: Mapping[str, EarlierStage]
+
+    def require_stage_or_path(self, key: str, value: str, *, kinds: tuple[str, ...]) -> EarlierStage | None:
+        """Returns the earlier stage called `value`, or None when `value` is an existing path.
+
+        Raises:
+            InvalidKeyError: it is neither, or the stage's kind is not one of `kinds`.
+        """
+        if value in self.earlier:
+            found = self.earlier[value]
+            if found.kind in kinds:
+                return found
+            expected = " or ".join(kinds)
+            raise InvalidKeyError(
+                key, f"stage '{value}' is of kind {found.kind}, but {expected} is needed here"
+            )
+        if storage.exists(value):
+            return None
+        names = [name for name, earlier in self.earlier.items() if earlier.kind in kinds]
+        raise InvalidKeyError(
+            key, f"'{value}' is neither an earlier stage nor a path that exists", nearest(value, names)
+        )
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a finished stage left behind: its folder and the summary its runner returned."""
+
+    name: str
+    kind: str
+    path: str
+    result: Mapping[str, Any]
+    fingerprint: str
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a runner is given.
+
+    Attributes:
+        name: the stage's name in the recipe.
+        output: the folder (a path or an fsspec URL) that belongs to this stage alone. It exists.
+        seed: the recipe's seed.
+        inputs: finished stages by name, those that `Stage.references` named.
+        workspace: the run's folder.
+        recipe: the whole recipe, variables filled in.
+        progress: where to report how far the work is.
+        resuming: `output` holds what an earlier, unfinished run of exactly this stage wrote.
+    """
+
+    name: str
+    output: str
+    seed: int
+    inputs: Mapping[str, StageOutput]
+    workspace: str
+    recipe: ResolvedRecipe
+    progress: Progress = field(default_factory=Progress)
+    resuming: bool = False
