@@ -1,0 +1,160 @@
+"""The prepare stage: the keys a user writes, and the run from sources to finished shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines import assets, machine, storage
+from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.machine import bytes_text
+from pipelines.prepare.shards import Packing
+from pipelines.prepare.sources import NeedlesSource, PathSource, Source, file_size
+from pipelines.stage import CheckContext, Context, Stage
+from pipelines.tokenizers import check_tokenizer
+
+LARGEST_SHARD = 1 << 28
+"""Tokens; a worker holds a shard about three times while it writes it."""
+
+_DEFAULT_SHARD = 1 << 23  # tokens: 32 MiB
+_TEXT_BYTES = 4  # of English text for each token of a vocabulary of 50,000
+_WORKER_MEMORY = 300 << 20  # a process with its libraries, tokenising English text
+_TOKEN_BYTES = 4
+
+
+class PrepareStage(Stage):
+    """Turns a corpus into packed shards (`shards.py` says what they look like).
+
+    Attributes:
+        sources: what the corpus is made of. Either no source has a weight: every token is used, and sources
+            mix in proportion to their size. Or each has one: its share of the tokens drawn is its weight
+            divided by the sum of the weights; drawing ends when a source has none left, nothing is repeated.
+        tokenizer: a hub name, a folder, a `tokenizer.json`, or `builtin:tiny`.
+        sequence_length: tokens in a row, L.
+        packing: `documents`: a row holds documents that do not see each other, as few of them cut as
+            possible; `concatenate`: documents run into each other (the paper's).
+        end_of_document: end each document with the tokenizer's end-of-document token.
+        holdout: the share of each source's tokens to set aside, in whole documents, in shards of their own
+            below `holdout/`.
+        rows_per_shard: rows of a shard file; None: 32 MiB of tokens.
+    """
+
+    sources: tuple[Source, ...]
+    tokenizer: Annotated[str, Field(min_length=1)]
+    sequence_length: Annotated[int, Field(ge=2, le=LARGEST_SHARD)]
+    packing: Packing = "documents"
+    end_of_document: bool = True
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rows_per_shard: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _ships(cls, reference: str) -> str:
+        if assets.is_builtin(reference):
+            assets.builtin(reference)
+        return reference
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrepareStage:
+        if not self.sources:
+            raise InvalidKeyError("sources", "needs at least one source")
+        unweighted = [i for i, source in enumerate(self.sources) if source.weight is None]
+        if 0 < len(unweighted) < len(self.sources):
+            raise InvalidKeyError(
+                f"sources.{unweighted[0]}", "has no weight, but other sources have; give all a weight or none"
+            )
+        if self.shard_rows * self.sequence_length > LARGEST_SHARD:
+            most = LARGEST_SHARD // self.sequence_length
+            raise InvalidKeyError(
+                "rows_per_shard", f"a shard would hold more than 1 GiB; {most:,} rows at most"
+            )
+        return self
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard file."""
+        return self.rows_per_shard or max(1, _DEFAULT_SHARD // self.sequence_length)
+
+    def external_inputs(self) -> tuple[str, ...]:
+        """Returns the corpus and, where it is no name on the hub, the tokenizer's files."""
+        builtin = assets.is_builtin(self.tokenizer)
+        tokenizer = str(assets.builtin(self.tokenizer)) if builtin else self.tokenizer
+        paths = [source.path for source in self.sources if isinstance(source, PathSource)]
+        if storage.is_folder(tokenizer):  # of a model, as a rule, whose weights change no token
+            paths.append(storage.join(tokenizer, "*token*"))
+        elif storage.exists(tokenizer):
+            paths.append(tokenizer)
+        return tuple(paths)
+
+    def check(self, context: CheckContext) -> None:
+        """Refuses sources and tokenizers that are not there, and a disk or memory too small for the work."""
+        text_bytes = self._text_bytes()
+        try:
+            check_tokenizer(self.tokenizer)
+        except EspanError as error:
+            raise InvalidKeyError("tokenizer", str(error)) from error
+        disk = 2 * self._tokens(text_bytes) * _TOKEN_BYTES  # parts and, at the end, shards
+        if not storage.is_remote(context.output) and machine.free_disk(context.output) < disk:
+            free = bytes_text(machine.free_disk(context.output))
+            what = f"packing takes about {bytes_text(disk)} of disk; {free} are free"
+            raise InvalidKeyError("sources", f"{what}; choose another workspace")
+        memory, free_memory = self._worker_memory(), machine.available_memory()
+        if free_memory < memory:
+            what = f"a worker takes about {bytes_text(memory)} of memory; {bytes_text(free_memory)} are free"
+            raise InvalidKeyError("rows_per_shard", f"{what}; fewer rows take less")
+
+    def plan(self, context: CheckContext) -> Mapping[str, str]:
+        """Returns an estimate of the corpus in tokens and rows."""
+        text_bytes = self._text_bytes()
+        tokens = self._tokens(text_bytes)
+        rows, kept = tokens // self.sequence_length, tokens * _TOKEN_BYTES
+        return {
+            "corpus": f"about {tokens:,} tokens, from files of {bytes_text(text_bytes)}",
+            "shapes": f"about {rows:,} rows of {self.sequence_length:,} tokens, {self.shard_rows:,} a shard",
+            "disk": f"about {bytes_text(kept)}, and as much again while it runs",
+            "memory": f"about {bytes_text(self._worker_memory())} per worker",
+        }
+
+    def _tokens(self, text_bytes: int) -> int:
+        """Returns an estimate of the corpus' tokens; compressed files count as if they were not."""
+        generated = [source for source in self.sources if isinstance(source, NeedlesSource)]
+        return text_bytes // _TEXT_BYTES + sum(each.documents * each.needles.tokens for each in generated)
+
+    def _worker_memory(self) -> int:
+        """Returns the bytes a worker takes to tokenise, and to hold a shard thrice while it writes it."""
+        return _WORKER_MEMORY + 3 * self.shard_rows * self.sequence_length * _TOKEN_BYTES
+
+    def _text_bytes(self) -> int:
+        """Returns the size of all source files.
+
+        Raises:
+            InvalidKeyError: a source has no file, or nothing in its files.
+        """
+        total = 0
+        for ordinal, source in enumerate(self.sources):
+            if not isinstance(source, PathSource):
+                continue
+            key = f"sources.{ordinal}.path"
+            try:
+                size = sum(file_size(file) for file in source.files())
+            except InvalidKeyError as error:
+                raise InvalidKeyError(key, error.what, error.suggestion) from error
+            if not size:
+                raise InvalidKeyError(key, f"every file of '{source.path}' is empty")
+            total += size
+        return total
+
+
+def run(stage: PrepareStage, context: Context) -> dict[str, Any]:
+    """Prepares the shards in `context.output`; work that an interrupted run finished is kept.
+
+    Raises:
+        EspanError: no document is usable, too few for one row, or a file cannot be read to its end.
+    """
+    from pipelines.prepare.build import (
+        build,
+    )  # Ray and the tokenizer's libraries load only when they are used
+
+    return build(stage, context)

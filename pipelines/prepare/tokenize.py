@@ -1,0 +1,170 @@
+"""Tokenises one part of a corpus into a file of tokens; runs on Ray workers, one part at a time.
+
+A part streams through: memory is that of about `_BATCH_CHARACTERS` of text (and of the longest document's
+text), whatever the size of the part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from pipelines import storage
+from pipelines.prepare.parts import (
+    PartSummary,
+    atomic_stream,
+    part_file,
+    read_summary,
+    write_array,
+    write_summary,
+)
+from pipelines.prepare.read import Document, Part, Reject, read_part
+from pipelines.prepare.sources import NeedlesSource, PathSource
+
+_BATCH_CHARACTERS = 1 << 18  # tokenising takes some 250 bytes of memory for each character
+
+
+@dataclass(frozen=True)
+class TokenizeTask:
+    """What to do with one part.
+
+    Attributes:
+        index: ordinal of the part.
+        key: what the result is made of.
+        seed: for generated documents.
+    """
+
+    index: int
+    key: str
+    part: Part
+    source: PathSource | NeedlesSource
+    seed: int
+    work: str
+
+
+def tokenize_part(task: TokenizeTask, definition: str, end_of_document: int | None) -> PartSummary:
+    """Writes the tokens of a part, or finds them written by an earlier run.
+
+    Args:
+        task: the part.
+        definition: the tokenizer as `tokenizers.Tokenizer.to_str` spells it.
+        end_of_document: the token appended to each document, if any.
+
+    Raises:
+        EspanError: a file of the part cannot be read.
+    """
+    place = part_file(task.work, task.index, "json")
+    if done := read_summary(place, PartSummary, task.key):
+        return done
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray gives a task one core
+    tokenizer = _tokenizer(definition)
+    rejects: list[Reject] = []
+    encodings: Counter[str] = Counter()
+    lengths: list[int] = []
+    documents = _usable_texts(read_part(task.source, task.part, task.seed), rejects, encodings)
+    with atomic_stream(part_file(task.work, task.index, "tokens")) as stream:
+        for tokens in encode_documents(tokenizer, documents):
+            if end_of_document is not None:
+                tokens = np.append(tokens, np.int32(end_of_document))
+            stream.write(tokens.astype("<i4", copy=False).tobytes())
+            lengths.append(len(tokens))
+    write_array(part_file(task.work, task.index, "lengths"), np.array(lengths, dtype=np.int32))
+    lines = "".join(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
+    storage.write_text_atomic(part_file(task.work, task.index, "rejects"), lines)
+    summary = PartSummary(
+        key=task.key,
+        documents=len(lengths),
+        tokens=sum(lengths),
+        rejected=len(rejects),
+        encodings=dict(sorted(encodings.items())),
+    )
+    write_summary(place, summary)
+    return summary
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yields the tokens of each text, int32 [N], without special tokens; texts go through in batches.
+
+    A text longer than a batch is tokenised in stretches, so that memory stays bounded. They are cut at line
+    ends, which changes no token under tokenizers of the common kinds; those that mark the beginning of a text
+    (SentencePiece's) mark it there too.
+    """
+    for batch in _batches(texts):
+        if len(batch) == 1:
+            yield np.concatenate(
+                [
+                    _tokens(tokenizer.encode_batch_fast([stretch], add_special_tokens=False)[0])
+                    for stretch in stretches(batch[0], _BATCH_CHARACTERS)
+                ]
+            )
+        else:
+            yield from map(_tokens, tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+
+
+def stretches(text: str, limit: int) -> Iterator[str]:
+    """Cuts a text into pieces of at most `limit` characters, at line ends where there are any."""
+    start = 0
+    while len(text) - start > limit:
+        stop = _line_end(text, start, start + limit)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _line_end(text: str, start: int, stop: int) -> int:
+    """Returns the last position in (start, stop] that no token spans; where there is none, `stop`.
+
+    Pre-tokenizers of every common kind (GPT-2's, Llama 3's) begin anew after a line end between two words.
+    Where there are only runs of white space, those of GPT-2's kind split before the last character of a run.
+    """
+    for alone in (True, False):
+        at = stop
+        while (at := text.rfind("\n", start + 1, at)) > start:
+            if not text[at + 1].isspace() and not (alone and text[at - 1].isspace()):
+                return at + 1 if alone else at
+    return stop
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def _tokens(encoding: Encoding) -> np.ndarray:
+    return np.array(encoding.ids, dtype=np.int32)
+
+
+def _usable_texts(
+    read: Iterable[Document | Reject], rejects: list[Reject], encodings: Counter[str]
+) -> Iterator[str]:
+    for item in read:
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        if item.encoding is not None:
+            encodings[item.encoding] += 1
+        yield item.text
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(definition: str) -> Tokenizer:
+    """Builds the tokenizer once in each worker process."""
+    tokenizer = Tokenizer.from_str(definition)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
