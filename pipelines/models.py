@@ -1,0 +1,253 @@
+"""Models by reference: an earlier train stage, a folder, a hub name, `builtin:tiny`, or a new one from its
+configuration.
+
+A train stage leaves `model.json` behind, which says what its model is made of:
+
+    {"format": "espan-model/1", "base": "builtin:tiny", "adapter": "./model", "tokenizer": "./model"}
+
+Places that start with a dot count from the file's folder, so that a workspace can be moved as a whole.
+`adapter` is null for a model that was trained in full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipelines import assets, storage
+from pipelines.errors import EspanError, InvalidKeyError, nearest
+from pipelines.model_files import brief, hub_problem, is_place, local_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from pipelines.stage import CheckContext, StageOutput
+
+FORMAT = "espan-model/1"
+MODEL_FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, before anything is loaded.
+
+    Attributes:
+        base: folder (path or fsspec URL), `builtin:` name or hub name of the full model; empty for a new one.
+        adapter: folder of a PEFT adapter on top of the base.
+        tokenizer: reference for `pipelines.tokenizers.load_tokenizer`; None when the model brings none.
+        new: configuration of a `Mamba2HybridForCausalLM` that starts from random weights.
+    """
+
+    base: str
+    adapter: str | None = None
+    tokenizer: str | None = None
+    new: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the model in a message."""
+        if self.new is not None:
+            return "the new model"
+        return f"{self.base} with adapter {self.adapter}" if self.adapter else self.base
+
+
+def resolve_model(reference: str, inputs: Mapping[str, StageOutput]) -> ModelSource:
+    """Returns the model that a recipe calls `reference`.
+
+    Args:
+        reference: the name of a stage in `inputs`, `builtin:tiny`, a folder (a train stage's, a Hugging Face
+            checkpoint, a PEFT adapter or a published mamba_ssm checkpoint), or a name on the model hub.
+        inputs: the earlier stages that may be referred to.
+
+    Raises:
+        EspanError: `reference` names a folder without a model.
+    """
+    place = inputs[reference].path if reference in inputs else reference
+    if assets.is_builtin(place):
+        return ModelSource(place, tokenizer=_tokenizer_in(str(assets.builtin(place)), place))
+    if not is_place(place):
+        return ModelSource(place, tokenizer=place)
+    if storage.exists(storage.join(place, MODEL_FILE)):
+        return _read_model_file(place)
+    if storage.exists(storage.join(place, "adapter_config.json")):
+        configuration = storage.read_json(storage.join(place, "adapter_config.json"))
+        base = resolve_model(str(configuration["base_model_name_or_path"]), {})
+        return replace(base, adapter=place, tokenizer=_tokenizer_in(place, place) or base.tokenizer)
+    if storage.exists(storage.join(place, "config.json")):
+        return ModelSource(place, tokenizer=_tokenizer_in(place, place))
+    raise EspanError(
+        f"model '{reference}': {place} holds no model ({MODEL_FILE}, config.json or adapter_config.json); "
+        "give a folder that does, an earlier train stage or a hub name"
+    )
+
+
+def write_model_file(folder: str, source: ModelSource) -> None:
+    """Writes `model.json` below `folder`, last, when what it speaks of is in place."""
+    content = {
+        "format": FORMAT,
+        "base": source.base,
+        "adapter": source.adapter,
+        "tokenizer": source.tokenizer,
+    }
+    storage.write_json_atomic(storage.join(folder, MODEL_FILE), content)
+
+
+def load_model(
+    source: ModelSource, dtype: torch.dtype | str = "float32", merge: bool = False
+) -> PreTrainedModel:
+    """Loads a model to the CPU, in evaluation mode.
+
+    Args:
+        source: what `resolve_model` returned.
+        dtype: of the weights, as a torch dtype or its name.
+        merge: fold the adapter into the weights and return the plain model; otherwise a model with an adapter
+            comes back as `peft.PeftModel`.
+
+    Raises:
+        EspanError: it is not there or its tensors do not fit its configuration; the message names them.
+    """
+    import torch
+
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if source.new is not None:
+        return new_model(source.new).to(kind).eval()
+    model = _load_base(source.base, kind)
+    if source.adapter is None:
+        return model.eval()
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, str(local_folder(source.adapter)))
+    return (adapted.merge_and_unload() if merge else adapted).eval()
+
+
+def new_model(configuration: Mapping[str, Any]) -> PreTrainedModel:
+    """Returns a Mamba-2-Hybrid with random weights, drawn from torch's global generator.
+
+    Raises:
+        EspanError: the configuration is none of `Mamba2HybridConfig`.
+    """
+    from se_model.hybrid import Mamba2HybridConfig, Mamba2HybridForCausalLM
+
+    try:
+        return Mamba2HybridForCausalLM(Mamba2HybridConfig(**configuration))
+    except (TypeError, ValueError) as error:
+        raise EspanError(f"new model: {brief(error)}") from error
+
+
+def check_model(key: str, reference: str, context: CheckContext) -> None:
+    """Looks whether a model is to be had, without loading it.
+
+    Raises:
+        InvalidKeyError: it is no earlier train stage, nothing that ships, no folder with a model, and no name
+            that the model hub knows.
+    """
+    if reference in context.earlier or is_place(reference):
+        if context.require_stage_or_path(key, reference, kinds=("train",)) is None:
+            _check_folder(key, reference)
+        return
+    if assets.is_builtin(reference):
+        try:
+            assets.builtin(reference)
+        except InvalidKeyError as error:
+            raise InvalidKeyError(key, error.what, error.suggestion) from error
+        return
+    trained = [name for name, stage in context.earlier.items() if stage.kind == "train"]
+    problem = hub_problem(reference)
+    if problem:
+        raise InvalidKeyError(
+            key,
+            f"'{reference}' is no earlier train stage and no folder, and the model hub does not give it "
+            f"({problem})",
+            nearest(reference, trained),
+        )
+
+
+def external_files(reference: str) -> tuple[str, ...]:
+    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`."""
+    return (str(assets.builtin(reference)),) if assets.is_builtin(reference) else (reference,)
+
+
+def _check_folder(key: str, folder: str) -> None:
+    try:
+        resolve_model(folder, {})
+    except EspanError as error:
+        raise InvalidKeyError(key, str(error)) from error
+
+
+def _read_model_file(folder: str) -> ModelSource:
+    path = storage.join(folder, MODEL_FILE)
+    content = storage.read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise EspanError(f"{path}: not of format {FORMAT}")
+    base, adapter, tokenizer = (_beside(folder, content.get(key)) for key in ("base", "adapter", "tokenizer"))
+    if base is None:
+        raise EspanError(f"{path}: names no base model")
+    return ModelSource(base, adapter, tokenizer)
+
+
+def _beside(folder: str, place: str | None) -> str | None:
+    if place is None or not place.startswith("."):
+        return place
+    scheme, separator, path = folder.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(path, place))
+
+
+def _tokenizer_in(folder: str, reference: str) -> str | None:
+    return reference if storage.exists(storage.join(folder, "tokenizer.json")) else None
+
+
+def _load_base(reference: str, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    from se_model.hybrid import (
+        Mamba2HybridForCausalLM,
+    )  # the import registers it with transformers' Auto classes
+
+    folder = local_folder(reference)
+    if not (folder / "config.json").exists():
+        raise EspanError(f"model '{reference}': {folder} holds no config.json")
+    family = storage.read_json(str(folder / "config.json")).get("model_type")
+    try:
+        with _quiet_transformers():
+            # The published state-spaces checkpoints have no model_type, only mamba_ssm's own keys.
+            if family in ("mamba2_hybrid", None):
+                return Mamba2HybridForCausalLM.from_pretrained(str(folder), dtype=dtype)
+            # Mismatches are collected instead of raised by transformers, whose message does not name the
+            # tensors.
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise EspanError(f"model '{reference}' cannot be loaded: {brief(error)}") from error
+    _refuse_misfits(reference, loading)
+    return model
+
+
+def _refuse_misfits(reference: str, loading: Mapping[str, Any]) -> None:
+    wrong = [
+        f"{name} has shape {list(found)} instead of {list(expected)}"
+        for name, found, expected in sorted(loading["mismatched_keys"])
+    ]
+    wrong += [f"{name} is missing" for name in sorted(loading["missing_keys"])]
+    if wrong:
+        what = brief("\n".join(wrong))
+        raise EspanError(f"model '{reference}': weights do not fit config.json: {what}")
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

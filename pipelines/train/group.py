@@ -1,0 +1,92 @@
+"""The workers as a group: who this one is, and the few things they all do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines.errors import EspanError
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This worker's place among the workers of one training run; needs an initialised process group.
+
+    Attributes:
+        rank: 0 ... size - 1 over all nodes.
+        size: number of workers.
+        local_rank: rank among the workers of this node.
+        node: number of this node.
+        device: where this worker's model lives.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    node: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker writes what is written once per run."""
+        return self.rank == 0
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this worker does what is done once per node."""
+        return self.local_rank == 0
+
+    def barrier(self) -> None:
+        """Returns when every worker has called it."""
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns every worker's `value`, in order of rank, on every worker."""
+        import torch.distributed
+
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, action: Callable[[], Result]) -> Result:
+        """Runs `action`, which must not communicate, on every worker; fails on all of them if it fails on
+        one.
+
+        Without this the others would wait for the failed one in their next exchange.
+
+        Raises:
+            EspanError: the first failing worker's.
+        """
+        result, problem = None, None
+        try:
+            result = action()
+        except EspanError as error:
+            problem = str(error)
+        problems = [each for each in self.gather(problem) if each is not None]
+        if problems:
+            raise EspanError(problems[0])
+        # Some worker failed unless all of them have a result.
+        return result  # type: ignore[return-value]
+
+
+def ray_train_group() -> Group:
+    """Returns this Ray Train worker's place."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    return Group(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        node=context.get_node_rank(),
+        device=ray.train.torch.get_device(),
+    )

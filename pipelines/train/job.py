@@ -1,0 +1,118 @@
+"""What the workers are told: a stage's keys, with every reference in them resolved."""
+
+from __future__ import annotations
+
+import posixpath
+import tempfile
+from dataclasses import dataclass
+
+from pipelines import storage
+from pipelines.errors import EspanError
+from pipelines.models import MODEL_FILE, ModelSource, load_model, resolve_model, write_model_file
+from pipelines.prepare.shards import Manifest, read_manifest
+from pipelines.stage import Context
+from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.train.config import NewModel
+from pipelines.train.stage import TrainStage
+
+MODEL_FOLDER = "model"
+BASE_FOLDER = "base"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run.
+
+    Attributes:
+        stage: the keys.
+        model: what training starts from.
+        data: folder of the shards.
+        tokenizer: reference of the tokenizer of both.
+        output: the stage's folder, a path or an fsspec URL.
+        seed: of everything that is random.
+        rows_per_step: rows of one update, over all workers.
+    """
+
+    stage: TrainStage
+    model: ModelSource
+    data: str
+    tokenizer: str
+    output: str
+    seed: int
+    rows_per_step: int
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of the checkpoints."""
+        return storage.join(self.output, CHECKPOINTS_FOLDER)
+
+    def result(self) -> ModelSource:
+        """Returns what the stage leaves behind, as `model.json` tells of it."""
+        own = f"./{MODEL_FOLDER}"
+        if self.stage.hylora is None:
+            return ModelSource(own, tokenizer=own)
+        return ModelSource(self._base_from_here(), adapter=own, tokenizer=own)
+
+    def _base_from_here(self) -> str:
+        """Returns the base relative to the output where both lie in one workspace, which may be moved."""
+        workspace = posixpath.dirname(self.output.rstrip("/"))
+        if not self.model.base.startswith(workspace + "/"):
+            return self.model.base
+        path = posixpath.relpath(self.model.base, self.output)
+        return path if path.startswith(".") else f"./{path}"
+
+
+def resolve_job(stage: TrainStage, context: Context) -> TrainJob:
+    """Looks up the shards and the model, and makes the base of the training where there is none yet.
+
+    Raises:
+        EspanError: shards and model do not fit together.
+    """
+    data = context.inputs[stage.data].path if stage.data in context.inputs else stage.data
+    manifest = read_manifest(data)
+    if manifest.rows == 0:
+        raise EspanError(
+            f"{data} holds no rows to train on; give the corpus more text or shorten sequence_length"
+        )
+    if isinstance(stage.model, NewModel):
+        model = ModelSource("", new={"vocab_size": manifest.tokenizer.vocabulary_size, **stage.model.new})
+    else:
+        model = resolve_model(stage.model, context.inputs)
+        _refuse_other_tokenizer(model, manifest, data)
+        if model.adapter is not None:
+            model = _merged_base(model, context.output)
+    return TrainJob(
+        stage=stage,
+        model=model,
+        data=data,
+        tokenizer=manifest.tokenizer.reference,
+        output=context.output,
+        seed=context.seed,
+        rows_per_step=stage.rows_per_step(manifest.sequence_length),
+    )
+
+
+def _refuse_other_tokenizer(model: ModelSource, manifest: Manifest, data: str) -> None:
+    if model.tokenizer in (None, manifest.tokenizer.reference):
+        return
+    if tokenizer_hash(load_tokenizer(model.tokenizer)) != manifest.tokenizer.sha256:
+        raise EspanError(
+            f"{data} was tokenized with {manifest.tokenizer.reference}, and {model.name} has another "
+            f"tokenizer; prepare the data with tokenizer: {model.tokenizer}"
+        )
+
+
+def _merged_base(model: ModelSource, output: str) -> ModelSource:
+    """Folds an adapter into its base, once: a new adapter needs a base that exists on disk."""
+    folder = storage.join(output, BASE_FOLDER)
+    merged = ModelSource(folder, tokenizer=folder if model.tokenizer else None)
+    if storage.exists(storage.join(folder, MODEL_FILE)):
+        return merged
+    with tempfile.TemporaryDirectory(prefix="espan-base-") as scratch:
+        load_model(model, merge=True).save_pretrained(scratch)
+        if model.tokenizer:
+            load_tokenizer(model.tokenizer).save_pretrained(scratch)
+        storage.upload_folder(scratch, folder)
+    write_model_file(folder, ModelSource(".", tokenizer="." if model.tokenizer else None))
+    return merged

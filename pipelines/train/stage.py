@@ -1,0 +1,183 @@
+"""The keys of a train stage, and what can be said about them before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipelines import storage
+from pipelines.attention import Attention
+from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.machine import bytes_text, total_memory
+from pipelines.models import check_model, external_files
+from pipelines.prepare.shards import MANIFEST, read_manifest
+from pipelines.stage import CheckContext, Context, Stage
+from pipelines.train.config import DeepSpeed, HyLora, NewModel, Resources
+from pipelines.train.memory import local_training, model_sizes, worker_bytes
+from pipelines.train.schedule import Schedule
+
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Packed(Protocol):
+    """What a prepare stage says of its rows."""
+
+    sequence_length: int
+
+
+class TrainStage(Stage):
+    """The keys below `train:`.
+
+    Attributes:
+        data: a prepare stage, or a folder of shards.
+        model: a train stage, `builtin:tiny`, a folder, a hub name, or `{new: {...}}`.
+        attention: what the attention layers compute while training.
+        hylora: what trains; every parameter where it is left out.
+        steps: optimizer updates.
+        tokens_per_step: tokens that go into one update, over all workers.
+        micro_batch_rows: rows that one worker runs through the model together.
+        workers: Ray Train workers; each holds a share of every step's rows.
+        context_parallel: workers that share one row; only 1 for now.
+        deepspeed: how training state is split over the workers.
+        learning_rate: the highest; `schedule` says how it gets there and goes down again.
+        weight_decay: of matrices; vectors (norms, biases) never decay.
+        betas: of AdamW.
+        clip: gradients are scaled down to this norm; null leaves them as they are.
+        precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep_checkpoints: how many stay.
+        max_failures: how often training restarts from a checkpoint after a worker was lost.
+        log_every: steps between records of the metrics.
+        resources: of one worker.
+    """
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset(
+        {"workers", "checkpoint_every", "keep_checkpoints", "max_failures", "log_every", "resources"}
+    )
+
+    data: str
+    model: str | NewModel
+    attention: Attention
+    hylora: HyLora | None = None
+    steps: PositiveInt
+    tokens_per_step: PositiveInt
+    micro_batch_rows: PositiveInt = 1
+    workers: PositiveInt = 1
+    context_parallel: PositiveInt = 1
+    deepspeed: DeepSpeed = DeepSpeed()
+    learning_rate: PositiveFloat
+    schedule: Schedule = Schedule()
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    clip: PositiveFloat | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    checkpoint_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 2
+    max_failures: NonNegativeInt = 3
+    log_every: PositiveInt = 1
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> TrainStage:
+        if self.context_parallel != 1:
+            raise InvalidKeyError(
+                "context_parallel", "splitting one row over workers is not supported yet; use 1"
+            )
+        if self.schedule.warmup_steps >= self.steps:
+            raise InvalidKeyError("schedule.warmup_steps", f"must be less than steps ({self.steps})")
+        if isinstance(self.model, NewModel) and self.hylora is not None:
+            raise InvalidKeyError(
+                "hylora", "adapts a trained model, and this one is new; remove it to train every parameter"
+            )
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        """The shards and the model."""
+        return (self.data, self.model) if isinstance(self.model, str) else (self.data,)
+
+    def external_inputs(self) -> tuple[str, ...]:
+        """The shards' manifest, which holds their hashes, and the model's files."""
+        manifest = storage.join(self.data, MANIFEST)
+        return (manifest, *external_files(self.model)) if isinstance(self.model, str) else (manifest,)
+
+    def check(self, context: CheckContext) -> None:
+        """Refuses a missing corpus or model, steps that are not whole rows, and what cannot fit in memory."""
+        length = self._sequence_length(context)
+        self.rows_per_step(length)
+        if isinstance(self.model, str):
+            check_model("model", self.model, context)
+        else:
+            self._check_new_model()
+        self._check_memory(length, context)
+
+    def plan(self, context: CheckContext) -> Mapping[str, str]:
+        """Shapes of a step, length of the training, memory of a worker."""
+        length = self._sequence_length(context)
+        rows = self.rows_per_step(length)
+        accumulation = rows // (self.workers * self.micro_batch_rows)
+        sizes = model_sizes(self, context)
+        needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
+        return {
+            "shapes": f"{rows} rows of {length:,} tokens a step: {self.workers} workers "
+            f"x {accumulation} micro-batches x {self.micro_batch_rows} rows",
+            "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
+            "memory": needed if isinstance(needed, str) else f"about {bytes_text(needed)} a worker",
+        }
+
+    def rows_per_step(self, sequence_length: int) -> int:
+        """Returns how many rows of `sequence_length` tokens make up a step.
+
+        Raises:
+            InvalidKeyError: `tokens_per_step` is not a whole number of micro-batches for every worker.
+        """
+        unit = sequence_length * self.workers * self.micro_batch_rows
+        if self.tokens_per_step % unit:
+            nearest = max(1, round(self.tokens_per_step / unit)) * unit
+            raise InvalidKeyError(
+                "tokens_per_step",
+                f"{self.tokens_per_step} is not a multiple of {unit} ({sequence_length} tokens in a row x "
+                f"{self.workers} workers x {self.micro_batch_rows} rows in a micro-batch); "
+                f"the nearest that is: {nearest}",
+            )
+        return self.tokens_per_step // sequence_length
+
+    def _sequence_length(self, context: CheckContext) -> int:
+        earlier = context.require_stage_or_path("data", self.data, kinds=("prepare",))
+        if earlier is not None:
+            return cast(_Packed, earlier.stage).sequence_length
+        try:
+            return read_manifest(self.data).sequence_length
+        except EspanError as error:
+            raise InvalidKeyError("data", str(error)) from error
+
+    def _check_memory(self, length: int, context: CheckContext) -> None:
+        sizes = model_sizes(self, context) if local_training() else None
+        if sizes is None:
+            return
+        needed, there = self.workers * worker_bytes(self, sizes, length), total_memory()
+        if needed > there:
+            raise InvalidKeyError(
+                "workers",
+                f"{self.workers} workers need about {bytes_text(needed)}, and this machine has "
+                f"{bytes_text(there)}; use fewer, activation_checkpointing, shorter rows, or a cluster",
+            )
+
+    def _check_new_model(self) -> None:
+        from se_model.hybrid import Mamba2HybridConfig
+
+        assert isinstance(self.model, NewModel)
+        try:
+            Mamba2HybridConfig(**self.model.new)
+        except (TypeError, ValueError) as error:
+            raise InvalidKeyError("model.new", " ".join(str(error).split())) from error
+
+
+def run(stage: TrainStage, context: Context) -> Mapping[str, Any]:
+    """Trains from the newest checkpoint in the stage's folder on; leaves the model and `model.json` there."""
+    from pipelines.train.trainer import train
+
+    return train(stage, context)

@@ -1,0 +1,163 @@
+"""The driver's side of training: starts the workers, shows how far they are, says what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import storage
+from pipelines.cluster_session import RaySession, ray_session
+from pipelines.errors import EspanError
+from pipelines.models import write_model_file
+from pipelines.stage import Context
+from pipelines.train.job import TrainJob, resolve_job
+from pipelines.train.live import EventQueue, LiveProgress
+from pipelines.train.stage import TrainStage
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+POLL_SECONDS = 0.5
+START_TIMEOUT_SECONDS = 900
+FAILURE_FILE = "failure.txt"
+
+
+def train(stage: TrainStage, context: Context) -> dict[str, Any]:
+    """Runs a train stage to its end; see `pipelines.train.stage.run`.
+
+    Raises:
+        EspanError: training cannot start, diverged, or lost workers more often than `max_failures`.
+    """
+    session = ray_session()
+    # Ray Train gives up on workers that are not there after a minute, and starts over for ever; a machine
+    # from an autoscaler, or a busy one, takes longer.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_SECONDS))
+    if session.started_here:
+        # No node of a local cluster is announced to go away; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    workers = worker_resources(stage, session)
+    job = resolve_job(stage, context)
+    live = LiveProgress(context.progress, context.name, stage.steps)
+    try:
+        outcome = run_workers(job, workers, live)
+    finally:
+        live.close()
+    if "error" in outcome:
+        raise EspanError(outcome["error"])
+    if outcome["steps"] != stage.steps:
+        raise EspanError(f"training ended after {outcome['steps']} of {stage.steps} steps")
+    write_model_file(context.output, job.result())
+    headline = f"loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
+    return {"headline": headline, **outcome}
+
+
+def worker_resources(stage: TrainStage, session: RaySession) -> dict[str, float]:
+    """Returns what each worker reserves of the cluster.
+
+    Raises:
+        EspanError: a local machine does not have that much for all workers.
+    """
+    gpus = stage.resources.gpus
+    if gpus is None:
+        gpus = 1.0 if session.gpus >= stage.workers else 0.0
+    cpus = stage.resources.cpus
+    if cpus is None:
+        cpus = min(1.0, session.cpus / stage.workers) if session.started_here else 1.0
+    if session.started_here and (cpus * stage.workers > session.cpus or gpus * stage.workers > session.gpus):
+        raise EspanError(
+            f"{stage.workers} workers of {cpus:g} CPUs and {gpus:g} GPUs do not fit on this machine with "
+            f"{session.cpus} CPUs and {session.gpus} GPUs; lower workers or resources"
+        )
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+
+
+def run_workers(job: TrainJob, resources: Mapping[str, float], live: LiveProgress) -> dict[str, Any]:
+    """Trains on Ray Train workers and returns what the first of them says in the end.
+
+    Raises:
+        EspanError: workers were lost, or failed, more often than `max_failures`.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipelines.train.worker import train_loop_per_worker
+
+    events = ray.remote(num_cpus=0)(EventQueue).remote()
+    on_gpu = "GPU" in resources
+    with _ray_train_folder() as folder:
+        trainer = TorchTrainer(
+            train_loop_per_worker,
+            train_loop_config={"job": job, "events": events},
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=job.stage.workers, use_gpu=on_gpu, resources_per_worker=dict(resources)
+            ),
+            run_config=RunConfig(
+                name=f"train-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=job.stage.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            outcome = _fit(trainer, events, live).return_value
+        except (TrainingFailedError, RayError) as error:
+            raise _failure(error, job.output) from error
+        finally:
+            ray.kill(events)
+    return dict(outcome)
+
+
+def _fit(trainer: Any, events: Any, live: LiveProgress) -> Result:
+    """Runs the trainer in a thread: this one shows events meanwhile, and Ctrl-C reaches it and not Ray."""
+    import ray
+
+    done: list[Result] = []
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            done.append(trainer.fit())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        for event in ray.get(events.take.remote()):
+            live.show(event)
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def _failure(error: Exception, output: str) -> EspanError:
+    """Turns what Ray Train raises, a report of many lines, into one line, and keeps the report in a file."""
+    text = str(error)
+    place = storage.join(output, FAILURE_FILE)
+    storage.write_text_atomic(place, text)
+    # The report ends with the traceback of a worker, and that with what happened.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return EspanError(
+        f"training failed: {lines[-1] if lines else type(error).__name__}; the whole report is in {place}"
+    )
+
+
+@contextmanager
+def _ray_train_folder() -> Iterator[str]:
+    """Yields a folder for Ray Train's own records, which nothing needs: the workers write the checkpoints."""
+    folder = tempfile.mkdtemp(prefix="espan-ray-train-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(Path(folder), ignore_errors=True)

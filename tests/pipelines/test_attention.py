@@ -1,0 +1,81 @@
+"""The `attention` key of a recipe."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.attention import Attention, AttentionSection
+from se_model.attentions import ATTENTION_KINDS
+
+PARSE = TypeAdapter(Attention)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "span": {"chunk_sizes": [64, 128], "block_size": 16, "top_k": 4, "summary": "mean_key"},
+    "window": {"window": 64},
+    "s2": {"group_size": 32},
+    "none": {"chunk_sizes": 64},
+    "random": {"chunk_sizes": [64], "block_size": 16, "top_k": 2},
+}
+
+
+def parse(value: Any) -> AttentionSection:
+    section = PARSE.validate_python(value)
+    assert isinstance(section, AttentionSection)
+    return section
+
+
+def test_there_is_an_example_for_every_kind_of_the_model() -> None:
+    assert set(EXAMPLES) == set(ATTENTION_KINDS)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_every_kind_builds_its_counterpart_with_the_keys_written(kind: str) -> None:
+    config = parse({"kind": kind, **EXAMPLES[kind]}).build(seed=11)
+    assert type(config) is ATTENTION_KINDS[kind]
+    for key, value in EXAMPLES[kind].items():
+        built = getattr(config, key)
+        assert (list(built) if isinstance(built, tuple) else built) == (
+            [value] if key == "chunk_sizes" and isinstance(value, int) else value
+        )
+
+
+@pytest.mark.parametrize("kind", ["span", "none", "random"])
+def test_what_draws_at_random_takes_the_seed(kind: str) -> None:
+    section = parse({"kind": kind, **EXAMPLES[kind]})
+    assert section.build(seed=11) == section.build(seed=11)
+    assert section.build(seed=11) != section.build(seed=12)
+
+
+def test_a_kind_without_keys_may_stand_alone() -> None:
+    assert parse("full") == parse({"kind": "full"})
+
+
+@pytest.mark.parametrize("kind", ["span", "random"])
+def test_chunks_that_are_not_whole_blocks_are_refused_with_the_nearest_size(kind: str) -> None:
+    with pytest.raises(ValidationError, match=r"chunk_sizes\.1: 100 is not a multiple of block_size 32.*96"):
+        parse({"kind": kind, "chunk_sizes": [64, 100]})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "spam"}, "span"),
+        ({"kind": "span", "topk": 3}, "topk"),
+        ({"kind": "span", "chunk_sizes": []}, "chunk_sizes"),
+        ({"kind": "span", "chunk_sizes": [True]}, "chunk_sizes"),
+        ({"kind": "span", "top_k": -1}, "top_k"),
+        ({"kind": "span", "refresh": 16}, "selection: causal"),
+        ({"kind": "span", "selection": "causal", "refresh": 48}, "does not divide the chunk size 2048"),
+        ({"kind": "window"}, "window"),
+        ({"kind": "full", "window": 3}, "window"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        parse(keys)
+
+
+def test_what_parses_is_accepted_by_the_model() -> None:
+    section = parse({"kind": "span", "chunk_sizes": [64], "selection": "causal", "refresh": 32})
+    assert section.build(seed=0).refresh == 32  # type: ignore[attr-defined]  # of SpanConfig

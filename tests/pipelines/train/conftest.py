@@ -1,0 +1,175 @@
+"""A tiny corpus, a tiny model, and worker processes joined by gloo, without Ray."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.prepare.shards import Manifest, TokenizerEntry, write_manifest, write_shard
+from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.train.group import Group
+from pipelines.train.job import TrainJob, resolve_job
+from pipelines.train.stage import TrainStage
+
+# Worker processes import this module by its name below the repository's root.
+ROOT = str(Path(__file__).parents[3])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "attn_layer_indices": [1],
+    "state_size": 8,
+    "mamba_head_dim": 16,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "attention_conv_kernel": 4,
+}
+SPAN = {"kind": "span", "chunk_sizes": [16, 32], "block_size": 8, "top_k": 2}
+
+
+def write_corpus(folder: Path, rows: int = 13, length: int = 64, packing: str = "documents") -> Path:
+    """Shards of random tokens whose rows hold one to three documents."""
+    random = np.random.default_rng(5)
+    tokenizer = load_tokenizer("builtin:tiny")
+    folder.mkdir(parents=True)
+    lengths = []
+    for _ in range(rows):
+        cuts = sorted({int(cut) for cut in random.integers(1, length, random.integers(0, 3))})
+        lengths.append(np.diff([0, *cuts, length]).tolist() if packing == "documents" else [length])
+    tokens = random.integers(0, 64, (rows, length)).astype(np.int32)
+    manifest = Manifest(
+        split="train",
+        packing=packing,
+        sequence_length=length,
+        rows=rows,
+        tokens=rows * length,
+        shards=(write_shard(str(folder), 0, tokens, lengths),),
+        tokenizer=TokenizerEntry(
+            reference="builtin:tiny",
+            sha256=tokenizer_hash(tokenizer),
+            vocabulary_size=len(tokenizer),
+            eos_token_id=None,
+        ),
+        sources=(),
+        seed=5,
+        recipe_hash="",
+    )
+    write_manifest(str(folder), manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "shards")
+
+
+MakeJob = Callable[..., TrainJob]
+
+
+@pytest.fixture
+def make_job(corpus: Path, tmp_path: Path) -> MakeJob:
+    """Makes jobs that train a tiny model on the tiny corpus into `tmp_path/output`."""
+    from pipelines.stage import Context
+
+    def make(output: str = "out", **keys: Any) -> TrainJob:
+        defaults: dict[str, Any] = {
+            "data": str(corpus),
+            "model": {"new": TINY},
+            "attention": SPAN,
+            "steps": 6,
+            "tokens_per_step": 256,
+            "learning_rate": 1e-2,
+        }
+        folder = tmp_path / output
+        folder.mkdir(exist_ok=True)
+        stage = TrainStage.model_validate(defaults | keys)
+        return resolve_job(stage, Context(output, str(folder), 3, {}, str(tmp_path), None))
+
+    return make
+
+
+def cpu_group(rank: int, size: int) -> Group:
+    import torch
+
+    return Group(rank=rank, size=size, local_rank=rank, node=0, device=torch.device("cpu"))
+
+
+def join_process_group(rank: int, size: int, port: int) -> None:
+    import torch
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}.items():
+        os.environ[name] = str(value)  # DeepSpeed reads them
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[Group]:
+    """A group of one worker: this process."""
+    import torch.distributed
+
+    join_process_group(0, 1, free_port())
+    yield cpu_group(0, 1)
+    torch.distributed.destroy_process_group()
+
+
+class Workers:
+    """Two processes joined by gloo that run the functions they are handed, at the same time."""
+
+    def __init__(self, connections: list[Connection]) -> None:
+        self._connections = connections
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Calls `function(group, *arguments)` in every process; returns the results in order of rank."""
+        for connection in self._connections:
+            connection.send((function, arguments))
+        answers: list[Mapping[str, Any]] = [connection.recv() for connection in self._connections]
+        for answer in answers:
+            if "error" in answer:
+                raise AssertionError(answer["error"])
+        return [answer["result"] for answer in answers]
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[Workers]:
+    context = multiprocessing.get_context("spawn")
+    port = free_port()
+    processes, connections = [], []
+    for rank in range(2):
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(theirs, rank, 2, port), daemon=True))
+        connections.append(ours)
+        processes[-1].start()
+    yield Workers(connections)
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _serve(connection: Connection, rank: int, size: int, port: int) -> None:
+    join_process_group(rank, size, port)
+    while True:
+        function, arguments = connection.recv()
+        try:
+            connection.send({"result": function(cpu_group(rank, size), *arguments)})
+        except BaseException:
+            connection.send({"error": traceback.format_exc()})

@@ -1,0 +1,101 @@
+"""The whole of training under Ray, with processes that are killed."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from pipelines.train.job import TrainJob
+from tests.pipelines.train.conftest import ROOT, MakeJob, Workers
+from tests.pipelines.train.test_training import metrics, train_silently
+
+PATIENCE_SECONDS = 240
+
+DRIVER = """
+import pickle, sys
+from pathlib import Path
+from pipelines.cluster_session import close_ray_session
+from pipelines.stage import Context
+from pipelines.train.stage import run
+stage, output, seed = pickle.loads(Path(sys.argv[1]).read_bytes())
+print(run(stage, Context("tuned", output, seed, {}, output, None)))
+close_ray_session()
+"""
+
+
+@contextmanager
+def driver(job: TrainJob, folder: Path) -> Iterator[psutil.Popen]:
+    """A process that runs a train stage as `espan run` does, on its own Ray; it ends with all it started."""
+    import pickle
+
+    task = folder / "task"
+    task.write_bytes(pickle.dumps((job.stage, job.output, job.seed)))
+    environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    log = (folder / "driver.log").open("a")
+    process = psutil.Popen(
+        [sys.executable, "-c", DRIVER, str(task)], env=environment, cwd=ROOT, stdout=log, stderr=log
+    )
+    try:
+        yield process
+    finally:
+        started = process.children(recursive=True) if process.is_running() else []
+        for each in [process, *started]:
+            if each.is_running():
+                each.kill()
+        process.wait()
+        log.close()
+
+
+def wait_for(condition: Callable[[], bool], process: psutil.Popen, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def steps_done(job: TrainJob) -> int:
+    path = Path(job.output, "metrics.jsonl")
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def train_worker(process: psutil.Popen) -> psutil.Process:
+    names = {each.pid: " ".join(each.cmdline()) for each in process.children(recursive=True)}
+    return psutil.Process(max(pid for pid, name in names.items() if name.startswith("ray::RayTrainWorker")))
+
+
+def test_after_killing_a_worker_and_then_the_driver_every_step_has_the_loss_of_an_undisturbed_run(
+    make_job: MakeJob, two_workers: Workers, tmp_path: Path
+) -> None:
+    keys = {"steps": 60, "workers": 2, "checkpoint_every": 7, "tokens_per_step": 2048, "learning_rate": 1e-3}
+    undisturbed, killed = make_job("undisturbed", **keys), make_job("killed", **keys)
+    two_workers.run(train_silently, undisturbed)
+    log = tmp_path / "driver.log"
+
+    with driver(killed, tmp_path) as process:
+        wait_for(lambda: steps_done(killed) >= 10, process, log)
+        os.kill(train_worker(process).pid, signal.SIGKILL)
+        at_kill = steps_done(killed)
+        assert at_kill < 50, "the worker was killed too late to be missed"
+        # Ray Train restarts the workers, which drop the steps after the checkpoint and run them again.
+        wait_for(lambda: steps_done(killed) > at_kill + 8, process, log)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 8 < steps_done(killed) < 60
+    assert not Path(killed.output, "model.json").exists()
+
+    with driver(killed, tmp_path) as process:
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()[-3000:]
+    names = ("step", "loss", "gradient_norm", "learning_rate", "tokens_seen")
+    assert torch.equal(metrics(killed, *names), metrics(undisturbed, *names))
+    assert Path(killed.output, "model.json").exists()
+    left, right = (
+        Path(job.output, "model", "model.safetensors").read_bytes() for job in (killed, undisturbed)
+    )
+    assert left == right

@@ -1,0 +1,227 @@
+"""What training computes, whoever computes it: against a plain loop, over ZeRO stages, over workers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.errors import EspanError
+from pipelines.prepare.shards import ShardReader
+from pipelines.train.batches import BatchPlan, RowOrder, model_input, target_count
+from pipelines.train.engine import Engine, decay_groups
+from pipelines.train.group import Group
+from pipelines.train.job import TrainJob
+from pipelines.train.metrics import read_metrics
+from pipelines.train.model import training_model
+from pipelines.train.steps import Steps
+from pipelines.train.worker import train
+from se_model.attach import set_step
+from se_model.loss import causal_lm_loss
+from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus
+
+# Sums over workers and over ZeRO's flat buffers are taken in another order than in the plain loop, in
+# float32.
+RTOL, ATOL = 1e-5, 1e-6
+
+
+def train_silently(group: Group, job: TrainJob) -> dict[str, Any]:
+    return train(job, group, lambda event: None)
+
+
+def metrics(job: TrainJob, *names: str) -> torch.Tensor:
+    records = read_metrics(f"{job.output}/metrics.jsonl")
+    return torch.tensor([[record[name] for name in names] for record in records], dtype=torch.float64)
+
+
+def plain_loop(job: TrainJob) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradient norm per step, and the weights in the end, with torch alone."""
+    stage, corpus = job.stage, ShardReader(job.data)
+    model = training_model(job, corpus.manifest).train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(decay_groups(trainable, stage.weight_decay), betas=stage.betas)
+    plan, order = BatchPlan(job.rows_per_step, stage.micro_batch_rows, 1), RowOrder(len(corpus), job.seed)
+    rows = []
+    for step in range(1, stage.steps + 1):
+        targets = target_count(corpus, plan.step_rows(order, step))
+        total = torch.zeros(())
+        for batch in plan.micro_batches(order, step, 0):
+            data = model_input(corpus, batch, packed=True)
+            set_step(model, batch.number)
+            total = total + causal_lm_loss(model, data.input_ids, cu_seqlens=data.cu_seqlens)[0]
+        optimizer.zero_grad()
+        (total / targets).backward()
+        norm = torch.nn.utils.clip_grad_norm_(trainable, stage.clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * stage.schedule.factor(step, stage.steps)
+        optimizer.step()
+        rows.append([(total / targets).item(), norm.item()])
+    return torch.tensor(rows, dtype=torch.float64), dict(model.state_dict())
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_workers_under_zero_train_as_a_plain_loop_does(
+    make_job: MakeJob, two_workers: Workers, zero: int
+) -> None:
+    job = make_job(workers=2, deepspeed={"zero": zero}, weight_decay=0.1, clip=0.5)
+    expected, weights = plain_loop(job)
+    two_workers.run(train_silently, job)
+    torch.testing.assert_close(metrics(job, "loss", "gradient_norm"), expected, rtol=RTOL, atol=ATOL)
+    saved = load_file(f"{job.output}/model/model.safetensors")
+    assert saved
+    for name, tensor in saved.items():
+        # As a whole: Adam divides by the gradient's size, so single elements with a gradient near zero may
+        # differ more.
+        assert (tensor - weights[name]).norm() <= 1e-4 * weights[name].norm(), name
+
+
+def test_one_worker_and_two_have_the_same_loss_although_their_rows_hold_different_numbers_of_targets(
+    make_job: MakeJob, alone: Group, two_workers: Workers
+) -> None:
+    one, two = make_job("one", micro_batch_rows=2), make_job("two", micro_batch_rows=2, workers=2)
+    reader = ShardReader(one.data)
+    counts = {target_count(reader, [row]) for row in range(len(reader))}
+    assert len(counts) > 1
+    train_silently(alone, one)
+    two_workers.run(train_silently, two)
+    names = ("loss", "gradient_norm", "learning_rate", "tokens_seen")
+    torch.testing.assert_close(metrics(one, *names), metrics(two, *names), rtol=RTOL, atol=ATOL)
+
+
+def test_rows_without_boundaries_train_whole(make_job: MakeJob, alone: Group, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "whole", packing="concatenate")
+    job = make_job(data=str(corpus), micro_batch_rows=2, steps=2)
+    train_silently(alone, job)
+    model = training_model(job, ShardReader(job.data).manifest).train()
+    plan, order, reader = BatchPlan(4, 2, 1), RowOrder(13, job.seed), ShardReader(job.data)
+    losses = []
+    for batch in plan.micro_batches(order, 1, 0):
+        set_step(model, batch.number)
+        losses.append(causal_lm_loss(model, model_input(reader, batch, packed=False).input_ids)[0].item())
+    assert metrics(job, "loss")[0].item() == pytest.approx(sum(losses) / (4 * 63), rel=RTOL)
+
+
+def test_activation_checkpointing_changes_no_loss(make_job: MakeJob, alone: Group) -> None:
+    kept, recomputed = make_job("kept"), make_job("recomputed", activation_checkpointing=True)
+    train_silently(alone, kept)
+    train_silently(alone, recomputed)
+    names = ("loss", "gradient_norm")
+    torch.testing.assert_close(metrics(kept, *names), metrics(recomputed, *names), rtol=1e-6, atol=1e-7)
+
+
+def test_bf16_trains(make_job: MakeJob, alone: Group) -> None:
+    full, half = make_job("full", steps=12), make_job("half", steps=12, precision="bf16")
+    train_silently(alone, full)
+    train_silently(alone, half)
+    assert metrics(half, "loss")[-1] < metrics(half, "loss")[0]
+    torch.testing.assert_close(metrics(half, "loss"), metrics(full, "loss"), rtol=0.02, atol=0)
+
+
+@pytest.fixture
+def adapted(make_job: MakeJob, alone: Group) -> TrainJob:
+    """A job that adapts a model which an earlier job trained."""
+    base = make_job("base", steps=2)
+    train_silently(alone, base)
+    return make_job("adapted", model=f"{base.output}/model", hylora={"rank": 4, "alpha": 8}, steps=3)
+
+
+def start(job: TrainJob, group: Group) -> tuple[torch.nn.Module, Steps]:
+    """The model of a job, and what runs its steps."""
+    corpus = ShardReader(job.data)
+    model = training_model(job, corpus.manifest)
+    plan = BatchPlan(job.rows_per_step, 1, 1)
+    engine = Engine(model, job.stage, workers=1, accumulation=plan.accumulation)
+    return model, Steps(job.stage, group, engine, corpus, plan, RowOrder(len(corpus), 0), True, 0)
+
+
+def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_what_should_train_trains_and_everything_else_stays_bit_for_bit(
+    adapted: TrainJob, alone: Group
+) -> None:
+    model, steps = start(adapted, alone)
+    before = copies(model)
+    for step in (1, 2):  # LoRA's A has a gradient only once its B is no longer zero
+        steps.run(step)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert 0 < len(trained) < len(before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in trained), name
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    make_job: MakeJob, alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = start(make_job(), alone)
+    before = copies(model)
+    loss_sum = Engine.loss_sum
+    monkeypatch.setattr(Engine, "loss_sum", lambda *arguments: loss_sum(*arguments) * float("nan"))
+    with pytest.raises(EspanError, match="step 1: the loss is nan"):
+        steps.run(1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_the_adapter_is_left_as_peft_writes_it_and_gives_the_trained_models_logits(
+    adapted: TrainJob, alone: Group
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    train_silently(alone, adapted)
+    checkpoint = f"{adapted.output}/checkpoints/step-00000003/adapter"
+    tokens = torch.arange(40)[None]
+    logits = []
+    for folder in (f"{adapted.output}/model", checkpoint):
+        base = AutoModelForCausalLM.from_pretrained(adapted.model.base, dtype="float32")
+        with torch.no_grad():
+            logits.append(PeftModel.from_pretrained(base, folder).eval()(tokens).logits)
+    assert torch.equal(*logits)
+    with torch.no_grad():
+        assert not torch.allclose(base.eval()(tokens).logits, logits[0] + 1e-3)
+    assert Path(adapted.output, "model", "tokenizer.json").exists()
+
+
+def test_a_training_that_diverges_stops_and_names_the_step(make_job: MakeJob, alone: Group) -> None:
+    job = make_job(learning_rate=1e30, clip=None, steps=20)
+    with pytest.raises(EspanError, match=r"step \d+: the (loss|gradient norm) is (nan|inf)"):
+        train_silently(alone, job)
+    assert torch.isfinite(metrics(job, "loss")).all()
+
+
+def test_a_failure_of_one_worker_before_training_fails_all_with_its_message(
+    make_job: MakeJob, two_workers: Workers
+) -> None:
+    messages = two_workers.run(fails_on_the_second, make_job(workers=2))
+    assert messages == ["disk on fire", "disk on fire"]
+
+
+def fails_on_the_second(group: Group, job: TrainJob) -> str:
+    def action() -> None:
+        if group.rank == 1:
+            raise EspanError("disk on fire")
+
+    try:
+        group.agree(action)
+    except EspanError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_model_with_too_few_words_is_refused(make_job: MakeJob, alone: Group) -> None:
+    job = make_job(model={"new": {**make_job().model.new, "vocab_size": 16}})
+    with pytest.raises(EspanError, match="embeds only 16"):
+        train_silently(alone, job)
+
+
+def test_metrics_tell_what_was_retrieved_and_how_much_memory_it_took(make_job: MakeJob, alone: Group) -> None:
+    job = make_job(steps=1)
+    summary = train_silently(alone, job)
+    (record,) = read_metrics(f"{job.output}/metrics.jsonl")
+    assert 0 < record["retrieval_filled"] <= 1
+    assert record["memory_bytes"] > 50_000_000
+    assert summary["steps"] == 1
+    assert summary["tokens"] == 256
