@@ -1,0 +1,141 @@
+"""Scores units in Ray tasks; each loads the model once and streams back the outcome of unit after unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ray
+import torch
+from torch import nn
+
+from pipelines.attention import Attention
+from pipelines.cluster_session import ray_session
+from pipelines.errors import EspanError
+from pipelines.evaluate.perplexity import WindowSource, score_perplexity
+from pipelines.evaluate.recall import score_recall
+from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
+from pipelines.models import ModelSource, load_model
+from pipelines.needles import RecallSample, recall_prompt
+from pipelines.progress import Progress
+from pipelines.tokenizers import load_tokenizer
+from se_model import attach
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Everything a worker needs to score any unit; small, and the same for all.
+
+    Attributes:
+        model: where the weights are.
+        tokenizer: reference of the prompts' tokenizer; None where recall is not measured.
+        attention: what the attention layers compute.
+        dtype: of the weights and the arithmetic.
+        seed: of the prompts and of what the attention draws.
+        windows: the held-out documents; None where perplexity is not measured.
+        scored: tokens at the end of a window that count.
+        cpus: threads for arithmetic.
+        gpus: 1 to score on a GPU.
+    """
+
+    model: ModelSource
+    tokenizer: str | None
+    attention: Attention
+    dtype: torch.dtype
+    seed: int
+    windows: WindowSource | None
+    scored: int
+    cpus: int
+    gpus: int
+
+    def load_model(self) -> nn.Module:
+        """Returns the model, its adapter merged in, with the attention attached."""
+        torch.set_num_threads(self.cpus)
+        model = load_model(self.model, dtype=self.dtype, merge=True).requires_grad_(False)
+        if self.attention.kind != "full":
+            attach(model, self.attention.build(self.seed))
+        return model.to("cuda" if self.gpus else "cpu")
+
+    def score(self, unit: Unit, model: nn.Module) -> Outcome:
+        """Returns the outcome of one unit; `model` is what `load_model` returned."""
+        if isinstance(unit, RecallUnit):
+            return Outcome(answers=score_recall(model, self._prompts(unit)))
+        assert self.windows is not None, "perplexity units come with windows"
+        windows = self.windows.read(unit.first, unit.count, unit.length)
+        return Outcome(nats=score_perplexity(model, windows, scored=self.scored))
+
+    def _prompts(self, unit: RecallUnit) -> list[RecallSample]:
+        assert self.tokenizer is not None, "recall units come with a tokenizer"
+        tokenizer = _tokenizer(self.tokenizer)
+        indices = range(unit.first, unit.first + unit.count)
+        return [
+            recall_prompt(unit.task, length=unit.length, seed=self.seed, index=index, tokenizer=tokenizer)
+            for index in indices
+        ]
+
+
+_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
+
+
+def score_units(
+    scorer: Scorer, units: Sequence[Unit], *, workers: int | None, label: str, progress: Progress
+) -> dict[Unit, Outcome]:
+    """Returns the outcome of every unit, scored by `workers` Ray tasks.
+
+    Without `workers` there are as many as the cluster has room for now.
+
+    Raises:
+        EspanError: a worker failed, with its message; or this machine can never have room for one.
+    """
+    session = ray_session()
+    room = session.cpus // scorer.cpus
+    if scorer.gpus:
+        room = min(room, session.gpus // scorer.gpus)
+    # A cluster that runs elsewhere may grow.
+    if session.started_here and not room:
+        raise EspanError(
+            f"one worker needs {scorer.cpus} CPUs and {scorer.gpus} GPUs, "
+            f"this machine has {session.cpus} and {session.gpus}; lower resources.cpus or resources.gpus"
+        )
+    # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
+    task = ray.remote(_score_share).options(
+        num_cpus=scorer.cpus,
+        num_gpus=scorer.gpus,
+        num_returns="streaming",
+        scheduling_strategy="DEFAULT",
+    )
+    streams = [task.remote(scorer, share) for share in deal(units, workers or max(1, room))]
+    outcomes: dict[Unit, Outcome] = {}
+    with progress.task(label, total=sum(unit.tokens for unit in units), unit="tokens") as shown:
+        for unit, outcome in _as_they_come(streams):
+            outcomes[unit] = outcome
+            shown.advance(unit.tokens)
+    return outcomes
+
+
+def _score_share(scorer: Scorer, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
+    model = scorer.load_model()
+    for unit in units:
+        yield unit, scorer.score(unit, model)
+
+
+def _as_they_come(streams: Sequence[Any]) -> Iterator[tuple[Unit, Outcome]]:
+    """Yields what the Ray generators yield, whichever is ready; ends the others when one fails."""
+    running = list(streams)
+    try:
+        while running:
+            (ready, *_), _ = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(next(ready))
+            except StopIteration:
+                running.remove(ready)
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, EspanError):
+            raise EspanError(str(cause)) from error
+        raise EspanError(f"a scoring worker failed: {type(cause).__name__}: {cause}") from error
+    finally:
+        for stream in running:
+            ray.cancel(stream)

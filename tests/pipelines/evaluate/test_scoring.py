@@ -1,0 +1,103 @@
+"""A whole evaluation on Ray workers."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import EspanError
+from pipelines.evaluate.scores import Scores
+from pipelines.evaluate.stage import EvaluateStage, run
+from pipelines.stage import Context
+
+Evaluate = Callable[..., Scores]
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
+    """Runs an evaluate stage below `tmp_path/<name>` and returns its scores."""
+
+    def evaluate(name: str = "scores", **changes: Any) -> Scores:
+        keys: dict[str, Any] = {
+            "model": str(model_folder),
+            "recall": {"lengths": [64, 96], "samples": 5, "tasks": ["single", "variable_tracking"]},
+            "perplexity": {"data": str(shards), "lengths": [24, 96], "rows": 4, "scored": 8},
+            "tokens_per_batch": 200,
+            "workers": 2,
+        }
+        output = tmp_path / name
+        output.mkdir()
+        stage = EvaluateStage.model_validate(keys | changes)
+        run(stage, Context(name, str(output), 3, {}, str(tmp_path), None))
+        return Scores.read(str(output))
+
+    return evaluate
+
+
+def numbers(scores: Scores) -> dict[str, Any]:
+    return scores.model_dump(include={"recall", "perplexity"})
+
+
+def test_the_scores_do_not_depend_on_the_number_of_workers(evaluate: Evaluate, tmp_path: Path) -> None:
+    one, two = evaluate("one", workers=1), evaluate("two", workers=2)
+    assert numbers(one) == numbers(two)
+    assert (tmp_path / "one/samples.jsonl").read_bytes() == (tmp_path / "two/samples.jsonl").read_bytes()
+
+
+def test_every_task_length_and_document_is_scored(evaluate: Evaluate, tmp_path: Path) -> None:
+    scores = evaluate()
+    assert [(s.task, s.length, s.samples) for s in scores.recall] == [
+        (task, length, 5) for task in ("single", "variable_tracking") for length in (64, 96)
+    ]
+    assert [(s.length, s.windows, s.scored_tokens) for s in scores.perplexity] == [(24, 4, 32), (96, 4, 32)]
+    samples = [json.loads(line) for line in (tmp_path / "scores/samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2 * 2 * 5 + 2 * 4
+    nats = [s["nats"] for s in samples if s["task"] == "perplexity" and s["length"] == 96]
+    assert scores.perplexity[1].loss == pytest.approx(sum(nats) / 32, rel=1e-12)
+
+
+def test_attention_that_reaches_everything_scores_like_full_attention(evaluate: Evaluate) -> None:
+    everything = {"kind": "window", "window": 96}
+    nothing = {"kind": "window", "window": 1}
+    full = evaluate("full").perplexity[1].loss
+    assert evaluate("everything", attention=everything).perplexity[1].loss == pytest.approx(full, rel=1e-4)
+    assert evaluate("nothing", attention=nothing).perplexity[1].loss != pytest.approx(full, rel=1e-4)
+
+
+def test_what_goes_wrong_in_a_worker_is_one_line(evaluate: Evaluate) -> None:
+    with pytest.raises(
+        EspanError, match=r"a scoring worker failed: ValueError: .*longer than length"
+    ) as failed:
+        evaluate(recall={"lengths": [8], "tasks": ["multi_query"]})
+    assert "\n" not in str(failed.value)
+
+
+def test_a_model_that_does_not_load_is_told_in_its_own_words(
+    evaluate: Evaluate, model_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    configuration = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(configuration | {"hidden_size": 64}))
+    with pytest.raises(EspanError, match=r"^model '.*do not fit config"):
+        evaluate(model=str(broken))
+
+
+def test_a_worker_larger_than_the_cluster_is_refused(evaluate: Evaluate) -> None:
+    with pytest.raises(EspanError, match=r"lower resources\.cpus"):
+        evaluate(resources={"cpus": 64})
+
+
+def test_a_model_without_a_tokenizer_cannot_be_asked(
+    evaluate: Evaluate, model_folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(model_folder / name)
+    with pytest.raises(EspanError, match="has no tokenizer"):
+        evaluate(model=str(bare))

@@ -1,0 +1,97 @@
+"""What an evaluate stage refuses before anything runs, and what makes it run again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.errors import InvalidKeyError
+from pipelines.evaluate.stage import EvaluateStage
+from pipelines.stage import CheckContext, EarlierStage, Stage
+
+RECALL: dict[str, Any] = {"lengths": [64], "samples": 2, "tasks": ["single"]}
+PERPLEXITY: dict[str, Any] = {"data": "corpus", "lengths": [32, 64]}
+
+
+class Prepared(Stage):
+    sequence_length: int = 64
+    holdout: float = 0.1
+
+
+def context(tmp_path: Path, prepared: Prepared) -> CheckContext:
+    corpus = EarlierStage("corpus", "prepare", prepared, str(tmp_path / "corpus"))
+    return CheckContext("scores", str(tmp_path / "scores"), 0, str(tmp_path), {"corpus": corpus})
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({}, "nothing to evaluate"),
+        ({"recall": RECALL | {"lengths": [64, 64]}}, "64 is given twice"),
+        ({"recall": RECALL | {"tasks": ["single", "single"]}}, "single is given twice"),
+        ({"recall": RECALL | {"tasks": ["singel"]}}, "recall.tasks.0"),
+        ({"recall": RECALL | {"lengths": []}}, "at least 1 item"),
+        ({"perplexity": PERPLEXITY | {"scored": 32}}, "less than the shortest length, 32"),
+        ({"recall": RECALL, "attention": {"kind": "span"}}, "scores need 'causal'"),
+        ({"recall": RECALL, "atention": "full"}, "atention"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        EvaluateStage.model_validate({"model": "builtin:tiny", **keys})
+
+
+def test_span_attention_that_sees_nothing_ahead_is_allowed() -> None:
+    attention = {"kind": "span", "selection": "causal", "chunk_sizes": 64}
+    stage = EvaluateStage.model_validate({"model": "builtin:tiny", "recall": RECALL, "attention": attention})
+    assert stage.attention.kind == "span"
+
+
+def test_half_of_the_shortest_length_is_scored_unless_said_otherwise() -> None:
+    stage = EvaluateStage.model_validate({"model": "m", "perplexity": PERPLEXITY})
+    assert stage.perplexity is not None
+    assert stage.perplexity.scored_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("prepared", "key", "says"),
+    [
+        (Prepared(sequence_length=48), "perplexity.lengths.1", "64 is more than sequence_length 48"),
+        (Prepared(holdout=0.0), "perplexity.data", "holds no rows out"),
+    ],
+)
+def test_shards_that_do_not_serve_are_refused(
+    tmp_path: Path, model_folder: Path, prepared: Prepared, key: str, says: str
+) -> None:
+    stage = EvaluateStage.model_validate({"model": str(model_folder), "perplexity": PERPLEXITY})
+    with pytest.raises(InvalidKeyError, match=says) as refused:
+        stage.check(context(tmp_path, prepared))
+    assert refused.value.key == key
+
+
+def test_the_training_rows_may_be_scored_when_asked_for(tmp_path: Path, model_folder: Path) -> None:
+    keys = {"model": str(model_folder), "perplexity": PERPLEXITY | {"split": "train"}}
+    EvaluateStage.model_validate(keys).check(context(tmp_path, Prepared(holdout=0.0)))
+
+
+def test_the_number_of_workers_does_not_make_it_run_again(
+    tmp_path: Path, model_folder: Path, write_recipe: Callable[[str], Path]
+) -> None:
+    from pipelines.lineage import FileHashes, identify
+    from pipelines.recipe import read_recipe
+
+    def fingerprint(extra: str) -> str:
+        recipe = read_recipe(
+            write_recipe(f"""
+            name: run
+            stages:
+              scores:
+                evaluate: {{model: "{model_folder}", recall: {{lengths: [64]}}, {extra}}}
+            """)
+        )
+        return identify(recipe, recipe.stages["scores"], {}, FileHashes.load(str(tmp_path))).fingerprint
+
+    assert fingerprint("workers: 2") == fingerprint("workers: 3")
+    assert fingerprint("workers: 2") != fingerprint("tokens_per_batch: 128")
