@@ -1,0 +1,157 @@
+"""The model card: what the model is, how to load it, what it scores, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+import se_model
+from pipelines import assets
+from pipelines.evaluate.scores import Scores
+from pipelines.export.stage import ExportStage, Form
+from pipelines.lineage import code_version, dependency_versions
+from pipelines.model_files import is_place
+from pipelines.models import ModelSource
+from pipelines.stage import Context
+
+_FOLDER = "path/to/this/folder"
+_VERSIONS = ("python", "torch", "transformers", "peft", "expansion-span")
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the written model's logits are from the trained model's, how large those are, and its class."""
+
+    largest_difference: float
+    largest_logit: float
+    model_class: str
+
+
+def model_card(form: Form, source: ModelSource, stage: ExportStage, context: Context, check: Check) -> str:
+    """Returns the card as Markdown, with the front matter that the model hub reads."""
+    recipe = context.recipe.as_dict()
+    parts = [
+        _front_matter(form, source),
+        f"# {recipe['name']}",
+        _what(form, source, stage, recipe),
+        "## Use\n\n" + _use(form, source, check.model_class),
+        _scores([(name, Scores.read(_place(name, context))) for name in stage.scores]),
+        "## Checked\n\n" + _checked(form, check),
+        "## How it was made\n\n" + _origin(recipe),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(form: Form, source: ModelSource) -> str:
+    fields: dict[str, Any] = {
+        "library_name": "transformers" if form == "merged" else "peft",
+        "pipeline_tag": "text-generation",
+    }
+    if not is_place(source.base) and not assets.is_builtin(source.base):
+        fields["base_model"] = source.base
+    fields["tags"] = ["long-context", "expansion-span", "state-space-model"]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
+
+
+def _what(form: Form, source: ModelSource, stage: ExportStage, recipe: dict[str, Any]) -> str:
+    train = recipe["stages"].get(stage.model, {}).get("train")
+    if train is None:
+        return f"`{stage.model}`, as a checkpoint of its own."
+    whole = "the whole model" if form == "merged" else f"the adapter alone, to be loaded over `{source.base}`"
+    hylora, attention = train["hylora"], train["attention"]["kind"]
+    tuned = "every parameter" if hylora is None else f"{hylora['variant']} of rank {hylora['rank']}"
+    start = "A new model" if isinstance(train["model"], dict) else f"`{train['model']}`"
+    tokens = train["steps"] * train["tokens_per_step"]
+    return (
+        f"{start}, trained with {attention} attention ({tuned}) on `{train['data']}` for {train['steps']:,} "
+        f"steps, {tokens:,} tokens. This folder holds {whole}. Run it with full attention, as any other. "
+        "The licences of the base model and of the data apply."
+    )
+
+
+def _use(form: Form, source: ModelSource, model_class: str) -> str:
+    own = hasattr(se_model, model_class)
+    family = model_class if own else "AutoModelForCausalLM"
+    tokenizer = ["AutoTokenizer"] if source.tokenizer is not None else []
+    from_transformers = ", ".join([*([] if own else [family]), *tokenizer])
+    builtin = form == "adapter" and assets.is_builtin(source.base)
+    lines = [
+        *(["from peft import PeftModel"] if form == "adapter" else []),
+        *([f"from transformers import {from_transformers}"] if from_transformers else []),
+        *([f"from se_model import {family}"] if own else []),
+        *(["from pipelines.assets import builtin"] if builtin else []),
+        "",
+    ]
+    if form == "merged":
+        lines += [f'model = {family}.from_pretrained("{_FOLDER}")']
+    else:
+        base = f'builtin("{source.base}")' if builtin else f'"{source.base}"'
+        lines += [f"base = {family}.from_pretrained({base})"]
+        lines += [f'model = PeftModel.from_pretrained(base, "{_FOLDER}")']
+    if tokenizer:
+        lines += [f'tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")']
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _scores(found: Sequence[tuple[str, Scores]]) -> str:
+    if not found:
+        return ""
+    tables = []
+    recall_lengths = sorted({length for _, scores in found for length in scores.recall_lengths})
+    if recall_lengths:
+        rows = [
+            (f"{name} ({scores.model})", [_percent(scores.recall_at(length)) for length in recall_lengths])
+            for name, scores in found
+        ]
+        tables.append(_table("recall, mean of all tasks", recall_lengths, rows))
+    perplexity_lengths = sorted({score.length for _, scores in found for score in scores.perplexity})
+    if perplexity_lengths:
+        rows = []
+        for name, scores in found:
+            cells = [scores.perplexity_at(length) for length in perplexity_lengths]
+            rows.append(
+                (
+                    f"{name} ({scores.model})",
+                    ["–" if cell is None else f"{cell.perplexity:.2f}" for cell in cells],
+                )
+            )
+        tables.append(_table("perplexity", perplexity_lengths, rows))
+    return "## Scores\n\nBy context length in tokens.\n\n" + "\n\n".join(tables)
+
+
+def _table(title: str, lengths: Sequence[int], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    lines = [f"| {title} | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
+    lines.append("| --- |" + " ---: |" * len(lengths))
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _checked(form: Form, check: Check) -> str:
+    loaded = "plain `transformers`" if form == "merged" else "plain `peft`"
+    return (
+        f"These files were loaded again with {loaded}, and their logits compared with those of the model as "
+        f"it was trained: the largest difference is {check.largest_difference:.2e}, the largest logit "
+        f"{check.largest_logit:.3g}."
+    )
+
+
+def _origin(recipe: dict[str, Any]) -> str:
+    written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
+    versions = dependency_versions()
+    named = ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if name in versions)
+    code = code_version()
+    return (
+        "With [Expansion Span](https://arxiv.org/abs/2412.13328), from this recipe:\n\n"
+        f"```yaml\n{written}\n```\n\nVersions: {named}; code {code.get('commit', code['version'])}."
+    )
+
+
+def _place(stage: str, context: Context) -> str:
+    return context.inputs[stage].path if stage in context.inputs else stage

@@ -1,0 +1,69 @@
+"""The keys of an export stage: which model, in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pipelines.errors import InvalidKeyError
+from pipelines.models import check_model, external_files
+from pipelines.stage import CheckContext, Context, Stage
+
+Form = Literal["merged", "adapter"]
+
+
+class ExportStage(Stage):
+    """The keys below `export:`.
+
+    Attributes:
+        model: a train stage, or a folder with a model.
+        format: `merged`: one checkpoint, the adapter folded into the weights; `adapter`: what trained, as
+            PEFT stores
+            it, to be loaded over the base model; or both.
+        scores: evaluate stages whose results the model card shows.
+        precision: of a merged checkpoint's weights.
+    """
+
+    model: str
+    format: Literal["merged", "adapter", "both"] = "merged"
+    scores: tuple[str, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """What is written."""
+        return ("merged", "adapter") if self.format == "both" else (self.format,)
+
+    def references(self) -> tuple[str, ...]:
+        """The model and the scores."""
+        return (self.model, *self.scores)
+
+    def external_inputs(self) -> tuple[str, ...]:
+        """The model's files."""
+        return external_files(self.model)
+
+    def check(self, context: CheckContext) -> None:
+        """Refuses a missing model, an adapter where everything trained, and scores that are not there."""
+        check_model("model", self.model, context)
+        earlier = context.earlier.get(self.model)
+        if "adapter" in self.forms and earlier is not None and getattr(earlier.stage, "hylora", None) is None:
+            raise InvalidKeyError(
+                "format", f"stage '{self.model}' trained every parameter, so it has no adapter; use merged"
+            )
+        for index, name in enumerate(self.scores):
+            context.require_stage_or_path(f"scores.{index}", name, kinds=("evaluate",))
+
+    def plan(self, context: CheckContext) -> Mapping[str, str]:
+        """What is written."""
+        return {"writes": ", ".join(f"{context.output}/{form}" for form in self.forms)}
+
+
+def run(stage: ExportStage, context: Context) -> Mapping[str, Any]:
+    """Writes each form into its own folder; loaded again, it must give the trained model's logits."""
+    from pipelines.export.write import export
+
+    written = export(stage, context)
+    headline = ", ".join(
+        f"{each['format']} (logits within {each['largest_difference']:.1e})" for each in written
+    )
+    return {"headline": headline, "written": written}

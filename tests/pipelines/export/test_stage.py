@@ -1,0 +1,43 @@
+"""What an export stage refuses before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import InvalidKeyError
+from pipelines.export.stage import ExportStage
+from pipelines.stage import CheckContext, EarlierStage, Stage
+
+
+class Trained(Stage):
+    hylora: dict[str, Any] | None = None
+
+
+def context(hylora: dict[str, Any] | None) -> CheckContext:
+    earlier = {
+        "tuned": EarlierStage("tuned", "train", Trained(hylora=hylora), "/w/tuned"),
+        "after": EarlierStage("after", "evaluate", Stage(), "/w/after"),
+    }
+    return CheckContext("release", "/w/release", 0, "/w", earlier)
+
+
+@pytest.mark.parametrize("form", ["adapter", "both"])
+def test_there_is_no_adapter_of_a_model_that_trained_whole(form: str) -> None:
+    stage = ExportStage.model_validate({"model": "tuned", "format": form})
+    with pytest.raises(InvalidKeyError, match="has no adapter; use merged") as refused:
+        stage.check(context(None))
+    assert refused.value.key == "format"
+    stage.check(context({"rank": 4}))
+
+
+def test_scores_come_from_evaluate_stages() -> None:
+    with pytest.raises(InvalidKeyError, match="is of kind train") as refused:
+        ExportStage(model="tuned", scores=("after", "tuned")).check(context(None))
+    assert refused.value.key == "scores.1"
+
+
+def test_a_misspelt_model_is_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InvalidKeyError, match="tuned"):
+        ExportStage(model="tunned").check(context(None))
