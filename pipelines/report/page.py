@@ -1,0 +1,46 @@
+"""Puts a run's parts together into one HTML file that needs nothing beside it and runs no script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.report import lineage_view, outputs_view, scores_view, summary_view, training_view
+from pipelines.report.evaluations import evaluations
+from pipelines.report.records import RunRecord
+
+_FOLDER = Path(__file__).parent
+
+
+def render(run: RunRecord) -> str:
+    """Returns the page of a run."""
+    found = evaluations(run)
+    sections = [
+        scores_view.recall_section(found),
+        scores_view.perplexity_section(found),
+        training_view.section(run),
+        *outputs_view.other_sections(run),
+        outputs_view.data_section(run),
+        outputs_view.export_section(run),
+        lineage_view.lineage_section(run),
+        lineage_view.recipe_section(run),
+        lineage_view.environment_section(run),
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        run={"name": run.recipe["name"], "subtitle": lineage_view.subtitle(run)},
+        summary={
+            "lead": summary_view.lead(found),
+            "tiles": [*summary_view.tiles(found), *training_view.tiles(run)],
+        },
+        sections=[section for section in sections if section is not None],
+        style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
+        footer=f"Written from {run.workspace}",
+    )
