@@ -1,0 +1,1 @@
+"""The `compare` stage: named variants of one training, each over several seeds."""

@@ -1,0 +1,135 @@
+"""Runs trials with Ray Tune, several side by side; those already finished are left alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from pipelines import storage
+from pipelines.cluster_session import ray_session
+from pipelines.errors import EspanError
+from pipelines.progress import Task
+from pipelines.stage import Context
+from tuning.study import StudyStage
+from tuning.trials import TRIAL_FILE, Outcome, Trial, read_outcome, run_trial
+
+_POLL_SECONDS = 2.0
+_TRIAL_MEMORY = 1 << 20
+"""Bytes that a waiting trial reserves."""
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    stage: StudyStage,
+    context: Context,
+    write: Callable[[Sequence[Outcome]], object],
+) -> list[Outcome]:
+    """Runs every trial that has not finished and returns the outcomes of all, in order.
+
+    `write` is given what is there so far, whenever that is more: a study takes long, and its table should
+    not have to wait for the last trial.
+
+    Raises:
+        EspanError: a trial failed; the others' results stay, and the next run goes on from there.
+    """
+    open_trials = [trial for trial in trials if not _finished(trial, context)]
+
+    def finished_so_far() -> list[Outcome]:
+        return [read_outcome(trial, context.output) for trial in trials if _finished(trial, context)]
+
+    with context.progress.task(context.name, len(trials), "trials") as task:
+        task.advance(len(trials) - len(open_trials))
+        if open_trials:
+            _run(open_trials, stage, context, task, lambda: write(finished_so_far()))
+    return finished_so_far()
+
+
+def _finished(trial: Trial, context: Context) -> bool:
+    return storage.exists(storage.join(context.output, trial.name, TRIAL_FILE))
+
+
+def _run(
+    trials: Sequence[Trial],
+    stage: StudyStage,
+    context: Context,
+    task: Task,
+    one_more: Callable[[], object],
+) -> None:
+    # Tune (2.60) prints tables and hints whatever `verbose` says, unless it is asked for its older output and
+    # that is given a callback that keeps quiet. The task's line says how far the study is.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    ray_session()
+    from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Quiet(TrialProgressCallback):
+        def _print(self, msg: str) -> None: ...
+
+    by_name = {trial.name: trial for trial in trials}
+    # A progress bar holds locks and a terminal: each trial makes its own, which writes to the trial's log.
+    parts = {
+        field.name: getattr(context, field.name) for field in fields(context) if field.name != "progress"
+    }
+
+    def trainable(config: dict[str, Any]) -> None:
+        run_trial(by_name[config["trial"]], stage.evaluate, Context(**parts))
+
+    folder = tempfile.mkdtemp(prefix="espan-ray-tune-")
+    try:
+        with _counting(trials, context, task, one_more):
+            results = tune.Tuner(
+                # The training's own workers reserve CPUs and GPUs; the trial only waits for them. Tune does
+                # not let it reserve nothing.
+                tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": _TRIAL_MEMORY}])),
+                param_space={"trial": tune.grid_search(list(by_name))},
+                tune_config=tune.TuneConfig(max_concurrent_trials=stage.concurrent),
+                run_config=tune.RunConfig(
+                    name=context.name, storage_path=folder, verbose=0, callbacks=[Quiet()]
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if results.errors:
+        first = str(results.errors[0]).strip().splitlines()[-1]
+        raise EspanError(
+            f"{len(results.errors)} of {len(trials)} trials failed, the first with: {first}; "
+            "what the others found is kept, and the next run goes on from there"
+        )
+
+
+@contextmanager
+def _counting(
+    trials: Sequence[Trial], context: Context, task: Task, one_more: Callable[[], object]
+) -> Iterator[None]:
+    """Advances `task` as trials finish; a callback of Tune's must be picklable, and `task` is not."""
+    waiting = list(trials)
+    over = threading.Event()
+
+    def count() -> None:
+        done = [trial for trial in waiting if _finished(trial, context)]
+        for trial in done:
+            waiting.remove(trial)
+            task.advance(1, last=trial.name)
+        if done:
+            one_more()
+
+    def watch() -> None:
+        while not over.wait(_POLL_SECONDS):
+            count()
+
+    thread = threading.Thread(target=watch, name="trials", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        count()

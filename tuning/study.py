@@ -1,0 +1,107 @@
+"""What `tune` and `compare` share: a base training, how its result is scored, how trials differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from pipelines.attention import Attention, FullSection
+from pipelines.errors import InvalidKeyError
+from pipelines.evaluate.stage import EvaluateStage, PerplexitySection, RecallSection
+from pipelines.stage import CheckContext, Section, Stage
+from pipelines.train.stage import TrainStage
+
+TRAINED = "trained"
+"""What a trial's evaluation calls the model that the trial trained."""
+
+
+class Scoring(Section):
+    """How each trial is scored: the keys of an evaluate stage, less the model.
+
+    Attributes:
+        attention: what the attention layers compute while the model is scored.
+        recall: needle recall; trials are ordered by it, so it cannot be left out.
+        perplexity: perplexity by length, or None.
+        tokens_per_batch: tokens that go through the model together, at most.
+    """
+
+    attention: Attention = FullSection()
+    recall: RecallSection
+    perplexity: PerplexitySection | None = None
+    tokens_per_batch: PositiveInt = 4096
+
+    def stage(self, model: str) -> EvaluateStage:
+        """Returns the evaluate stage that scores `model` with one worker."""
+        return EvaluateStage.model_validate({**self.model_dump(), "model": model, "workers": 1})
+
+
+class StudyStage(Stage):
+    """Base of `tune` and `compare`.
+
+    Attributes:
+        train: keys of a train stage, which every trial starts from.
+        evaluate: how every trial is scored.
+        concurrent: trials that train side by side.
+    """
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset({"concurrent"})
+
+    train: TrainStage
+    evaluate: Scoring
+    concurrent: Annotated[int, Field(ge=1)] = 1
+
+    def references(self) -> tuple[str, ...]:
+        """What the base training and the scoring refer to."""
+        return (*self.train.references(), *self.evaluate.stage("builtin:tiny").references())
+
+    def external_inputs(self) -> tuple[str, ...]:
+        """The files that the base training and the scoring read."""
+        return (*self.train.external_inputs(), *self.evaluate.stage("builtin:tiny").external_inputs())
+
+    def check(self, context: CheckContext) -> None:
+        """Refuses what the base training or the scoring refuses."""
+        _below("train", self.train.check, context)
+        _below("evaluate", self.evaluate.stage("builtin:tiny").check, context)
+
+
+def with_changes(base: TrainStage, changes: Mapping[str, Any], key: str) -> TrainStage:
+    """Returns `base` with other values at dotted keys (`attention.top_k`); a mapping replaces the whole key.
+
+    Raises:
+        InvalidKeyError: a key does not exist, or what comes out is no train stage; `key` says where it stood.
+    """
+    keys = copy.deepcopy(base.model_dump())
+    for dotted, value in changes.items():
+        *folders, last = dotted.split(".")
+        place = keys
+        for folder in folders:
+            inner = place.get(folder)
+            if not isinstance(inner, dict):
+                raise InvalidKeyError(key, f"train has no key '{dotted}'")
+            place = inner
+        place[last] = value
+    try:
+        return TrainStage.model_validate(keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        what = (
+            str(cause) if isinstance(cause, InvalidKeyError) else f"{_dotted(first['loc'])}: {first['msg']}"
+        )
+        raise InvalidKeyError(key, f"gives no valid training: {what}") from None
+
+
+def _below(key: str, check: Any, context: CheckContext) -> None:
+    try:
+        check(context)
+    except InvalidKeyError as error:
+        raise InvalidKeyError(
+            ".".join(filter(None, (key, error.key))), error.what, error.suggestion
+        ) from error
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, location))

@@ -1,0 +1,1 @@
+"""The `tune` stage: which of many settings recalls best."""

@@ -1,0 +1,37 @@
+"""Tables of outcomes: as text for people, as JSON for programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines import storage
+
+FORMAT = "espan-study/1"
+RESULTS_FILE, TABLE_FILE = "results.json", "table.md"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    """Returns a Markdown table with its columns padded, so that it reads well as plain text too."""
+    widths = [max(len(column), *(len(row.get(column, "")) for row in rows)) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    head = [line(columns), line(["-" * width for width in widths])]
+    return "\n".join([*head, *(line([row.get(column, "") for column in columns]) for row in rows)]) + "\n"
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Returns `mean ± standard deviation` (of the sample); a single value stands alone."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def write_study(output: str, table: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
+    """Writes the table and, last, the results behind it."""
+    storage.write_text_atomic(storage.join(output, TABLE_FILE), table)
+    storage.write_json_atomic(
+        storage.join(output, RESULTS_FILE), {"format": FORMAT, **more, "rows": [dict(row) for row in rows]}
+    )
