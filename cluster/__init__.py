@@ -1,0 +1,1 @@
+"""The front door: the `espan` command, job submission and cluster configurations."""
