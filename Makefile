@@ -1,0 +1,59 @@
+# Everything a user or CI needs. `make run` and `make test` work on a machine with nothing but Python 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export RAY_AUTH_MODE ?= disabled
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types contracts infra bench gpu miniature clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+run: $(VENV)/.installed  ## install, then run the quickstart: corpus to scores to export, on this machine
+	$(BIN)/espan run pipelines/recipes/quickstart.yaml
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: lint types contracts infra test  ## everything CI runs: lint, types, import contracts, Terraform, tests
+
+lint: $(VENV)/.installed-dev  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-dev  ## which package may import which
+	$(BIN)/lint-imports
+
+infra:  ## format, validate and test the Terraform modules
+	bash infra/check.sh
+
+bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers
+	$(BIN)/python -m benchmarks.attention
+
+miniature: $(VENV)/.installed  ## the paper's comparison at a small scale (about an hour)
+	$(BIN)/espan run pipelines/recipes/miniature.yaml
+
+gpu: $(VENV)/.installed-dev  ## the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu
+
+clean:  ## remove the environment; runs/ stays
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: asked for loosely, another package may bring a different build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
