@@ -48,7 +48,13 @@ def run_trials(
         task.advance(len(trials) - len(open_trials))
         if open_trials:
             _run(open_trials, stage, context, task, lambda: write(finished_so_far()))
-    return finished_so_far()
+    found = finished_so_far()
+    if len(found) < len(trials):
+        raise EspanError(
+            f"{len(trials) - len(found)} of {len(trials)} trials did not finish; what the others found is "
+            "kept, and the next run goes on from there"
+        )
+    return found
 
 
 def _finished(trial: Trial, context: Context) -> bool:
@@ -65,6 +71,8 @@ def _run(
     # Tune (2.60) prints tables and hints whatever `verbose` says, unless it is asked for its older output and
     # that is given a callback that keeps quiet. The task's line says how far the study is.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Left to itself, Tune takes Ctrl-C for "wait for all trials and return what is there".
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     ray_session()
     from ray import tune

@@ -1,10 +1,16 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.run import run_recipe
 from tuning.table import RESULTS_FILE, TABLE_FILE
+
+PATIENCE_SECONDS = 240
 
 RECIPE = """
 name: studies
@@ -75,3 +81,22 @@ def test_studies_run_to_the_end_write_their_tables_and_keep_finished_trials(
     assert (search / "trial-000" / "trial.json").stat().st_mtime_ns == kept
     assert (search / "trial-001" / "trial.json").exists()
     assert json.loads((search / RESULTS_FILE).read_text())["rows"] == json.loads(before)["rows"]
+
+
+def test_a_study_that_is_stopped_is_not_taken_for_finished(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("steps: 2\n", "steps: 100000\n"))
+    log = (tmp_path / "log").open("w")
+    espan = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", "run", str(recipe)], stdout=log, stderr=log
+    )
+    search = tmp_path / "run" / "search"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (search / "trial-000" / "model" / "metrics.jsonl").exists():
+        assert espan.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    espan.send_signal(signal.SIGTERM)
+    assert espan.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert "run the same command again" in (tmp_path / "log").read_text()
+    assert not (search / "stage.json").exists()
+    assert not (search / "trial-000" / "trial.json").exists()
