@@ -34,7 +34,7 @@ infra:  ## format, validate and test the Terraform modules
 bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers
 	$(BIN)/python -m benchmarks.attention
 
-miniature: $(VENV)/.installed  ## the paper's comparison at a small scale (about an hour)
+miniature: $(VENV)/.installed  ## the paper's comparison at a small scale (more than an hour)
 	$(BIN)/espan run pipelines/recipes/miniature.yaml
 
 gpu: $(VENV)/.installed-dev  ## the tests that need a GPU
