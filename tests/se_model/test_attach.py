@@ -19,21 +19,10 @@ from se_model.baselines import FullConfig, NoMemoryConfig, RandomConfig, S2Confi
 from se_model.hybrid import Mamba2HybridConfig
 from se_model.loss import causal_lm_loss, packed_position_ids
 from se_model.span import SpanConfig
+from tests.se_model.sizes import MAMBA, SIZES
 from tests.tolerances import EXACT, F32, F32_SHORT, within
 
-VOCABULARY = 64
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+VOCABULARY = SIZES["vocab_size"]
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
     "bamba": BambaConfig(**SIZES, **MAMBA, attn_layer_indices=[1]),

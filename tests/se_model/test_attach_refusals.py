@@ -12,18 +12,8 @@ from transformers.models.mistral.configuration_mistral import MistralConfig
 
 from se_model.attach import attach, attention_layers, detach, set_step
 from se_model.span import SpanConfig
+from tests.se_model.sizes import SIZES
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 LENGTH = 12
 SPAN = SpanConfig(chunk_sizes=16, block_size=4, top_k=2)
 TOKENS = torch.arange(3, 3 + LENGTH)[None]

@@ -18,28 +18,12 @@ from transformers.models.granite.configuration_granite import GraniteConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 
 from se_model.loss import causal_lm_loss, chunked_cross_entropy, packed_position_ids, shift_labels
+from tests.se_model.sizes import MAMBA
+from tests.se_model.sizes import SIZES as TINY
 from tests.tolerances import F32, F32_MODEL_GRADIENTS, F32_SHORT, within
 
 VOCABULARY = 61
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MAMBA = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_chunk_size": 8,
-}
+SIZES = TINY | {"vocab_size": VOCABULARY, "max_position_embeddings": 128}
 
 CONFIGS = {
     "llama": LlamaConfig(**SIZES),
