@@ -29,9 +29,18 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def write_study(output: str, table: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
-    """Writes the table and, last, the results behind it."""
+def write_study(
+    output: str, table: str, rows: Sequence[Mapping[str, Any]], *, finished: int, trials: int, **more: Any
+) -> None:
+    """Writes the table and, last, the results behind it, which say how many of all trials have finished."""
     storage.write_text_atomic(storage.join(output, TABLE_FILE), table)
     storage.write_json_atomic(
-        storage.join(output, RESULTS_FILE), {"format": FORMAT, **more, "rows": [dict(row) for row in rows]}
+        storage.join(output, RESULTS_FILE),
+        {
+            "format": FORMAT,
+            "finished": finished,
+            "trials": trials,
+            **more,
+            "rows": [dict(row) for row in rows],
+        },
     )

@@ -62,6 +62,7 @@ def test_studies_run_to_the_end_write_their_tables_and_keep_finished_trials(
     search, comparison = tmp_path / "run" / "search", tmp_path / "run" / "comparison"
     results = json.loads((search / RESULTS_FILE).read_text())
     assert results["format"] == "espan-study/1"
+    assert (results["finished"], results["trials"]) == (2, 2)
     assert sorted(row["attention.top_k"] for row in results["rows"]) == ["1", "2"]
     recalls = [float(row["recall at 128"]) for row in results["rows"]]
     assert recalls == sorted(recalls, reverse=True)

@@ -73,10 +73,12 @@ class CompareStage(StudyStage):
 def run(stage: CompareStage, context: Context) -> Mapping[str, Any]:
     """Runs the comparison and writes `table.md` and `results.json`: mean and spread over the seeds."""
 
-    def write(found: Sequence[Outcome]) -> dict[str, Any]:
-        return _write(stage, found, context.output)
+    trials = stage.make_trials(context.seed)
 
-    outcomes = run_trials(stage.make_trials(context.seed), stage, context, write)
+    def write(found: Sequence[Outcome]) -> dict[str, Any]:
+        return _write(stage, found, len(trials), context.output)
+
+    outcomes = run_trials(trials, stage, context, write)
     written = write(outcomes)
     context.progress.message(written["table"])
     longest = max(outcomes[0].recall)
@@ -92,7 +94,7 @@ def _by_variant(stage: CompareStage, outcomes: Sequence[Outcome]) -> dict[str, l
     return {name: ones for name, ones in found.items() if ones}
 
 
-def _write(stage: CompareStage, outcomes: Sequence[Outcome], output: str) -> dict[str, Any]:
+def _write(stage: CompareStage, outcomes: Sequence[Outcome], trials: int, output: str) -> dict[str, Any]:
     """Writes the table of what is there, and returns it with the rows behind it."""
     by_variant = _by_variant(stage, outcomes)
     closed = _gap_closed(stage, by_variant, max(outcomes[0].recall))
@@ -108,7 +110,7 @@ def _write(stage: CompareStage, outcomes: Sequence[Outcome], output: str) -> dic
         }
         for one in outcomes
     ]
-    write_study(output, table, rows, gap_closed=closed, outcomes=raw)
+    write_study(output, table, rows, finished=len(outcomes), trials=trials, gap_closed=closed, outcomes=raw)
     return {"table": table, "rows": rows, "gap_closed": closed}
 
 

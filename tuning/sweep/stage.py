@@ -83,10 +83,12 @@ class TuneStage(StudyStage):
 def run(stage: TuneStage, context: Context) -> Mapping[str, Any]:
     """Runs the search and writes `table.md` and `results.json`, the best trial first."""
 
-    def write(found: Sequence[Outcome]) -> list[Outcome]:
-        return _write(found, context.output)
+    trials = stage.make_trials(context.seed)
 
-    ordered = write(run_trials(stage.make_trials(context.seed), stage, context, write))
+    def write(found: Sequence[Outcome]) -> list[Outcome]:
+        return _write(found, len(trials), context.output)
+
+    ordered = write(run_trials(trials, stage, context, write))
     rows = [_row(outcome) for outcome in ordered]
     context.progress.message(markdown(list(rows[0]), rows))
     best, longest = ordered[0], max(ordered[0].recall)
@@ -95,12 +97,13 @@ def run(stage: TuneStage, context: Context) -> Mapping[str, Any]:
     return {"headline": headline, "best": best.trial.name, "rows": rows}
 
 
-def _write(outcomes: Sequence[Outcome], output: str) -> list[Outcome]:
+def _write(outcomes: Sequence[Outcome], trials: int, output: str) -> list[Outcome]:
     """Writes the table of what is there, and returns the outcomes in its order."""
     longest = max(outcomes[0].recall)
     ordered = sorted(outcomes, key=lambda outcome: -outcome.recall[longest])
     rows = [_row(outcome) for outcome in ordered]
-    write_study(output, markdown(list(rows[0]), rows), rows, objective=f"recall at {longest:,}")
+    table, objective = markdown(list(rows[0]), rows), f"recall at {longest:,}"
+    write_study(output, table, rows, finished=len(outcomes), trials=trials, objective=objective)
     return ordered
 
 
