@@ -1,0 +1,134 @@
+"""Backend flash: all that surrounds flash-attn's kernel, and on a GPU the kernel itself, against the oracle."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from se_model.span import flash, naive, select_blocks
+from se_model.span.flash_package import has_flash_attn
+from se_model.span.layout import cut
+from tests.tolerances import BF16, EXACT, F64
+
+CHUNK, BLOCK = 16, 4
+ROWS = [(0, n) for n in (1, 3, 4, 5, 15, 17, 31, 33, 64, 67)] + [(0, 7, 40, 41, 90), (0, 16, 48, 53)]
+
+
+def documented(
+    q: Tensor, k: Tensor, v: Tensor, query_bounds: Tensor, key_bounds: Tensor, most_queries: int,
+    most_keys: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """What flash-attn promises of ``flash_attn_varlen_func(..., causal=True)``, row by row.
+
+    It refuses what the real one would misread: bounds of another dtype or short of a token, wrong maxima.
+    """
+    assert query_bounds.dtype == key_bounds.dtype == torch.int32
+    assert (query_bounds[-1], key_bounds[-1]) == (len(q), len(k))
+    assert most_queries == query_bounds.diff().max()
+    assert most_keys == key_bounds.diff().max()
+    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    outputs = []
+    bounds = zip(pairwise(query_bounds.tolist()), pairwise(key_bounds.tolist()), strict=True)
+    for (first, last), (first_key, last_key) in bounds:
+        queries, keys, values = (
+            x.transpose(0, 1) for x in (q[first:last], k[first_key:last_key], v[first_key:last_key])
+        )
+        future = torch.ones(last - first, last_key - first_key).triu(
+            last_key - first_key - (last - first) + 1
+        )
+        logits = (queries @ keys.transpose(1, 2) * scale).masked_fill(future.bool(), -torch.inf)
+        outputs.append((logits.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def attend_both(inputs, bounds, *, top_k=3, selection="chunk", refresh=None, scale=0.3):
+    """Outputs of the backend and of the oracle for one choice of blocks."""
+    q, k, v = inputs
+    blocks = select_blocks(
+        q, k, v, chunk_size=CHUNK, block_size=BLOCK, top_k=top_k, selection=selection, refresh=refresh,
+        cu_seqlens=torch.tensor(bounds) if len(bounds) > 2 else None, backend="naive",
+    )  # fmt: skip
+    layout = cut(CHUNK, BLOCK, CHUNK if selection == "chunk" else refresh or BLOCK, bounds)
+    given = (blocks, layout.counts(top_k), layout, scale)
+    return flash.attend(q, k, v, *given, kernel=documented), naive.attend(q, k, v, *given)
+
+
+@pytest.mark.parametrize(("selection", "refresh"), [("chunk", None), ("causal", None), ("causal", 8)])
+@pytest.mark.parametrize("bounds", ROWS, ids=str)
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_outputs_and_gradients_are_the_oracle_s(draw, assert_same, bounds, selection, refresh, groups):
+    inputs = draw(bounds[-1], groups=groups)
+    found, expected = attend_both(inputs, bounds, selection=selection, refresh=refresh)
+    assert_same(found, expected, inputs, F64)
+
+
+@pytest.mark.parametrize("selection", ["chunk", "causal"])
+@pytest.mark.parametrize("top_k", [0, 1, 50])
+def test_batches_and_any_top_k_are_the_oracle_s(draw, assert_same, selection, top_k):
+    inputs = draw(67, batch=3, groups=2)
+    found, expected = attend_both(inputs, (0, 67), selection=selection, top_k=top_k)
+    assert_same(found, expected, inputs, F64)
+
+
+def test_half_precision_sums_the_gradients_of_a_key_wide(draw):
+    # 64 chunks all retrieve the one block that lies before each of them, and far more than once.
+    inputs = draw(1024, heads=1, groups=1, dtype=torch.bfloat16)
+    wide = tuple(x.detach().double().requires_grad_() for x in inputs)
+    layout = cut(CHUNK, BLOCK, CHUNK, (0, 1024))
+    blocks = torch.zeros(1, 1, 64, 1, dtype=torch.int64)
+    blocks[0, 0, 0] = -1
+    given = (blocks, layout.counts(1), layout, 0.3)
+    kernel_in_double = lambda q, k, v, *rest: documented(q.double(), k.double(), v.double(), *rest)  # noqa: E731
+    found = flash.attend(*inputs, *given, kernel=kernel_in_double)
+    expected = naive.attend(*wide, *given)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), wide), strict=True
+    ):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=BF16 / 4, atol=BF16)
+
+
+def test_the_same_call_gives_the_same_bits(draw):
+    inputs = draw(150, batch=2, dtype=torch.float32)
+    gradients = [
+        torch.autograd.grad(attend_both(inputs, (0, 150))[0].square().sum(), inputs) for _ in range(2)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_the_package_is_looked_for_but_not_imported():
+    code = (
+        "import sys, se_model.span.flash as f, se_model.span.flash_package as p;"
+        "p.has_flash_attn(); print('flash_attn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not (torch.cuda.is_available() and has_flash_attn()), reason="needs CUDA and flash-attn")
+@pytest.mark.parametrize(("selection", "refresh"), [("chunk", CHUNK), ("causal", BLOCK)])
+@pytest.mark.parametrize("width", [64, 128])
+def test_flash_attn_s_kernel_gives_the_oracle_s_numbers(draw, selection, refresh, width):
+    inputs = draw(1000, width=width, dtype=torch.bfloat16)
+    q, k, v = (x.detach().cuda().requires_grad_() for x in inputs)
+    wide = tuple(x.detach().double().requires_grad_() for x in inputs)
+    blocks = select_blocks(
+        *wide, chunk_size=CHUNK, block_size=BLOCK, top_k=3, selection=selection, backend="naive"
+    )
+    layout = cut(CHUNK, BLOCK, refresh, (0, 1000))
+    found = flash.attend(q, k, v, blocks.cuda(), layout.counts(3), layout, width**-0.5)
+    expected = naive.attend(*wide, blocks, layout.counts(3), layout, width**-0.5)
+    torch.testing.assert_close(found.double().cpu(), expected, rtol=BF16, atol=BF16)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad(found, (q, k, v), weights.to("cuda", torch.bfloat16)),
+        torch.autograd.grad(expected, wide, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double().cpu(), other, rtol=2 * BF16, atol=2 * BF16)
