@@ -13,6 +13,8 @@ from se_model.span.options import SpanOptions
 from se_model.span.protocol import Attention
 from se_model.span.schedule import as_chunk_sizes, draw_chunk_size
 
+DECODINGS = ("full", "span")
+
 
 @dataclass(frozen=True)
 class SpanConfig:
@@ -29,6 +31,8 @@ class SpanConfig:
             made by a later one).
         refresh: queries that share a choice under "causal" selection; divides every chunk size; by default
             the block size.
+        decoding: what new tokens beside a cache have: "full" (the paper's: attention to all cached tokens) or
+            "span" (what they would have in a forward of the whole row; needs "causal" selection).
         backend: a name in ``se_model.span.backends.BACKENDS``, or "auto".
         seed: of the draw of chunk sizes.
 
@@ -44,19 +48,33 @@ class SpanConfig:
     summary: str = "attention"
     selection: str = "chunk"
     refresh: int | None = None
+    decoding: str = "full"
     backend: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_sizes", as_chunk_sizes(self.chunk_sizes))
         for size in as_chunk_sizes(self.chunk_sizes):
-            SpanOptions(size, self.block_size, self.top_k, self.summary, self.selection, self.refresh)
+            self._options(size)
+        if self.decoding not in DECODINGS:
+            raise ValueError(f"decoding must be one of {', '.join(DECODINGS)}; not {self.decoding!r}")
+        if self.decoding == "span" and self.selection != "causal":
+            raise ValueError('decoding="span" needs selection="causal": a chunk chooses by queries to come')
         if self.backend != "auto":
             find_backend(self.backend)
 
     def chunk_size(self, *, layer: int, step: int) -> int:
         """The chunk size that a layer uses in a forward call."""
         return draw_chunk_size(as_chunk_sizes(self.chunk_sizes), seed=self.seed, step=step, layer=layer)
+
+    def options(self, *, layer: int, step: int) -> SpanOptions:
+        """How a layer cuts its rows and chooses in a forward call, its chunk size drawn."""
+        return self._options(self.chunk_size(layer=layer, step=step))
+
+    def _options(self, chunk_size: int) -> SpanOptions:
+        return SpanOptions(
+            chunk_size, self.block_size, self.top_k, self.summary, self.selection, self.refresh
+        )
 
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer in one forward call, its chunk size drawn."""

@@ -26,6 +26,8 @@ from tests.tolerances import F64
         ({"chunk_sizes": 64, "refresh": 8}, 'refresh needs selection="causal"'),
         ({"chunk_sizes": 64, "selection": "causal", "refresh": 24}, "refresh must divide chunk_size 64"),
         ({"chunk_sizes": 64, "selection": "causal", "refresh": 0}, "refresh must divide chunk_size 64"),
+        ({"chunk_sizes": 64, "decoding": "fast"}, "decoding must be one of full, span; not 'fast'"),
+        ({"chunk_sizes": 64, "decoding": "span"}, 'decoding="span" needs selection="causal"'),
     ],
 )
 def test_impossible_options_are_refused(options, message):
