@@ -31,8 +31,10 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     Exact under 2-D padding masks (either side) and for packed documents: `position_ids` that restart at
     each, or those together with `cu_seqlens` (span attention needs the restart in any case: its choice of
     blocks depends on absolute positions, through RoPE). With a cache, new tokens attend fully to all cached
-    ones. The forward refuses masks over pairs, attention dropout, and layers that ask for more than
-    causality.
+    ones, unless `SpanConfig(decoding="span")` says otherwise: then they have what a forward of the whole row
+    gives them, provided that the prefill ran in evaluation mode and without gradients, and that nothing but
+    new tokens has come to its cache since. The forward refuses masks over pairs, attention dropout, and
+    layers that ask for more than causality.
 
     Raises:
         ValueError: if an attention layer would be left out.

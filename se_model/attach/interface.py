@@ -6,7 +6,7 @@ tokens without padding, and gives those to the attention written on the layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_model.attentions import Attention, AttentionConfig
+from se_model.span import SpanConfig
+from se_model.span.decoding import DecodingState, decode, start_decoding
 
 INTERFACE_NAME = "expansion_span"
 MARK = "_expansion_span"
@@ -23,14 +25,29 @@ MARK = "_expansion_span"
 _BEYOND_CAUSAL = ("sliding_window", "softcap", "s_aux", "sinks", "position_bias", "indices")
 
 
+@dataclass(frozen=True)
+class DecodedRun:
+    """Where one run of a batch begins (of `rows`, at token `start`), and its state after the last forward."""
+
+    rows: slice
+    start: int
+    state: DecodingState
+
+
 @dataclass
 class Attachment:
-    """What one model is attached to; shared by its layers."""
+    """What one model is attached to; shared by its layers.
+
+    `decoding` holds, for `SpanConfig(decoding="span")` alone, what each layer (by its ordinal) needs to go on
+    where its last forward in evaluation mode without gradients stopped: one state, which the next prefill
+    replaces, and `attach` and `detach` drop.
+    """
 
     config: AttentionConfig
     previous: dict[str, Any]
     refuses_packing: str | None
     step: int = 0
+    decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,16 +83,29 @@ def forward(
     cu_seqlens = kwargs.get("cu_seqlens")
     if cu_seqlens is None:
         cu_seqlens = kwargs.get("cu_seq_lens_q")  # what transformers' own collator calls it
+    span = _decodes_with_span(mark.attachment.config)
     if key.shape[2] != query.shape[2]:
         if cu_seqlens is not None:
             raise ValueError("a packed row (cu_seqlens) cannot continue a cache")
-        output = _attend_to_cache(query, key, value, attention_mask, scaling)
+        if span is None:
+            output = _attend_to_cache(query, key, value, attention_mask, scaling)
+        else:
+            output = _continue_span(mark, span, query, key, value, attention_mask, scaling)
     else:
         attention = mark.attachment.config.bind(layer=mark.layer, step=mark.attachment.step)
         runs = _runs(query, attention_mask, cu_seqlens)
         if any(run.cu_seqlens is not None for run in runs) and mark.attachment.refuses_packing:
             raise ValueError(mark.attachment.refuses_packing)
         output = _attend_by_run(attention, query, key, value, runs, scaling)
+        # Whether a cache is kept is not told here. Training keeps no state: its forwards may run without
+        # gradients, under activation checkpointing, but never in evaluation mode.
+        mark.attachment.decoding.pop(mark.layer, None)
+        if span is not None and not (module.training or torch.is_grad_enabled()):
+            mark.attachment.decoding[mark.layer] = [
+                _start_span(mark, span, run, _tokens_of(run, query, key, value), scaling)
+                for run in runs
+                if run.cu_seqlens is None  # no cache continues a packed row
+            ]
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -150,6 +180,10 @@ def _boundaries(documents: Tensor) -> Tensor:
     return F.pad(lengths.cumsum(0), (1, 0))
 
 
+def _tokens_of(run: _Run, *tensors: Tensor) -> list[Tensor]:
+    return [tensor[run.rows, :, run.start : run.end] for tensor in tensors]
+
+
 def _attend_by_run(
     attention: Attention, query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], scale: float | None
 ) -> Tensor:
@@ -158,7 +192,7 @@ def _attend_by_run(
         return attention(query, key, value, scale=scale, cu_seqlens=runs[0].cu_seqlens)
     output = torch.zeros_like(query)
     for run in runs:
-        q, k, v = (tensor[run.rows, :, run.start : run.end] for tensor in (query, key, value))
+        q, k, v = _tokens_of(run, query, key, value)
         output[run.rows, :, run.start : run.end] = attention(q, k, v, scale=scale, cu_seqlens=run.cu_seqlens)
     return output
 
@@ -185,3 +219,48 @@ def _attend_to_cache(
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped
     )
+
+
+def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
+    return config if isinstance(config, SpanConfig) and config.decoding == "span" else None
+
+
+def _start_span(
+    mark: LayerMark, span: SpanConfig, run: _Run, tokens: list[Tensor], scale: float | None
+) -> DecodedRun:
+    options = span.options(layer=mark.layer, step=mark.attachment.step)
+    q, k, v = tokens
+    return DecodedRun(run.rows, run.start, start_decoding(q, k, v, options, scale=scale))
+
+
+def _continue_span(
+    mark: LayerMark,
+    span: SpanConfig,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Span attention of the newest Lq tokens to all Lk, each row counted from its first real token."""
+    attachment, cached = mark.attachment, key.shape[2] - query.shape[2]
+    before = {run.rows.start: run for run in attachment.decoding.get(mark.layer, [])}
+    output, decoded = torch.zeros_like(query), []
+    for run in _runs(key, mask, None):
+        new = slice(max(0, run.start - cached), max(0, run.end - cached))
+        q, (k, v) = query[run.rows, :, new], _tokens_of(run, key, value)
+        if run.start >= cached:  # The row was padding alone until now.
+            attention = span.bind(layer=mark.layer, step=attachment.step)
+            output[run.rows, :, new] = attention(q, k, v, scale=scale)
+            decoded.append(_start_span(mark, span, run, [q, k, v], scale))
+            continue
+        known = before.get(run.rows.start)
+        if known is None or (known.rows, known.start) != (run.rows, run.start):
+            raise ValueError(
+                'decoding="span" goes on from the last forward of the model, in evaluation mode and without '
+                'gradients; that one had no such row. Prefill so, or attach with decoding="full"'
+            )
+        output[run.rows, :, new], state = decode(q, k, v, known.state)
+        decoded.append(DecodedRun(run.rows, run.start, state))
+    attachment.decoding[mark.layer] = decoded
+    return output

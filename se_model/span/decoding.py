@@ -112,8 +112,9 @@ def decode(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> tuple[Tenso
     new = q.shape[2]
     if new == 0 or k.shape[2] != state.length + new or k.shape != v.shape or not state.continued_by(k):
         raise ValueError(
-            f"the cache does not continue the row of {state.length} tokens that decoding has seen: "
-            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+            f"the cache does not continue the row of {state.length} tokens that decoding saw last "
+            f"(q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}). Beam search, cropped caches and two "
+            'generations by turns need decoding="full"'
         )
     refresh = state.options.queries_per_choice
     outputs = []
