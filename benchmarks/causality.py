@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lookahead import look_ahead
-from benchmarks.reader import BYTES, draw_rows, make_reader, read_text
+from benchmarks.reader import BYTES, check_reader, draw_rows, make_reader, read_text
 from benchmarks.records import describe_machine
 from pipelines.errors import EspanError
 from pipelines.lineage import code_version
@@ -37,6 +37,8 @@ def run(
 ) -> dict[str, Any]:
     """Measures every model under every selection. Returns what the JSON file holds."""
     host = describe_machine("cpu")
+    for reference in models:
+        check_reader(reference)
     books = [read_text(path) for path in texts]
     measured = []
     for reference in models:

@@ -25,7 +25,7 @@ _ROWS, _ROW_BYTES, _WARM_UP = 16, 256, 20
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, what turns text into its tokens, and the share of tokens that it does not know."""
+    """A model, what turns text into its tokens, and the token that stands for all it does not know."""
 
     name: str
     model: PreTrainedModel
@@ -49,19 +49,28 @@ def read_text(path: Path) -> str:
     return text.split(_END_OF_BOOK, 1)[0]
 
 
+def check_reader(reference: str) -> None:
+    """Looks whether a model is to be had, before another one is trained.
+
+    Raises:
+        EspanError: if there is no such model.
+        ValueError: if it brings no tokenizer.
+    """
+    if reference != BYTES and resolve_model(reference, {}).tokenizer is None:
+        raise ValueError(f"{reference} brings no tokenizer")
+
+
 def make_reader(reference: str, texts: list[str], *, steps: int, seed: int) -> Reader:
     """The model called ``reference`` with its tokenizer, or, for "bytes", a new one trained on the texts.
 
     Raises:
-        EspanError: if there is no such model.
-        ValueError: if the model brings no tokenizer.
+        EspanError, ValueError: as ``check_reader``.
     """
+    check_reader(reference)
     if reference == BYTES:
         return _train_on_bytes([text[: int(TRAINED * len(text))].encode() for text in texts], steps, seed)
     source = resolve_model(reference, {})
-    if source.tokenizer is None:
-        raise ValueError(f"{reference} brings no tokenizer")
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = load_tokenizer(source.tokenizer or reference)
     return Reader(
         reference,
         load_model(source, merge=True),
