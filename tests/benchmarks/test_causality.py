@@ -57,8 +57,10 @@ def test_a_run_finds_no_look_ahead_under_causal_selection_and_some_under_the_pap
             assert record["changed"] == record["blocks_changed"] == 0
             if record["ending"] == "other text":  # rows of another length are rounded differently
                 assert record["largest_output_moved"] == record["loss_moved"] == 0
-    assert sum(record["changed"] for record in records) > 0
-    assert sum(record["output_moved"] for record in records) > 1e-3
+    for ending in ("other text", "nothing"):
+        same = [record for record in records if record["ending"] == ending]
+        assert sum(record["changed"] for record in same) > 0
+        assert sum(record["output_moved"] for record in same) > 1e-4
     assert "other text" in done.stdout
 
 
