@@ -73,16 +73,12 @@ class FullSection(AttentionSection):
 
 
 class SpanSection(_Retrieving):
-    """Span-expanded attention; see `se_model.SpanConfig` for the keys.
-
-    Generated text has full attention over all before it, or, with `decoding: span`, what the whole row would.
-    """
+    """Span-expanded attention; see `se_model.SpanConfig` for the keys."""
 
     kind: Literal["span"] = "span"
     summary: Literal["attention", "mean_key"] = "attention"
     selection: Literal["chunk", "causal"] = "chunk"
     refresh: PositiveInt | None = None
-    decoding: Literal["full", "span"] = "full"
     backend: str = "auto"
 
     @model_validator(mode="after")
@@ -93,12 +89,6 @@ class SpanSection(_Retrieving):
             for size in self.chunk_sizes:
                 if size % self.refresh:
                     raise InvalidKeyError("refresh", f"{self.refresh} does not divide the chunk size {size}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_choice_needs_no_later_token(self) -> SpanSection:
-        if self.decoding == "span" and self.selection != "causal":
-            raise InvalidKeyError("decoding", "span belongs to selection: causal; choose that, or full")
         return self
 
 
