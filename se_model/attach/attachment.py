@@ -13,10 +13,14 @@ from typing import Any
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
+from se_model.attach.inputs import watch_inputs
 from se_model.attach.interface import INTERFACE_NAME, MARK, Attachment, LayerMark, forward
 from se_model.attach.mask import real_tokens_or_documents
 from se_model.attentions import AttentionConfig
 from se_model.loss import handles_packing, recurrent_layers, unwrap
+
+# Where a model keeps the handle of the hook on its inputs.
+_WATCH = "_expansion_span_inputs"
 
 AttentionInterface.register(INTERFACE_NAME, forward)
 AttentionMaskInterface.register(INTERFACE_NAME, real_tokens_or_documents)
@@ -28,13 +32,14 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     `model` is a transformers causal language model or a `PeftModel` around one; it is changed in place and
     returned. Attaching again replaces the attention.
 
-    Exact under 2-D padding masks (either side) and for packed documents: `position_ids` that restart at
-    each, or those together with `cu_seqlens` (span attention needs the restart in any case: its choice of
-    blocks depends on absolute positions, through RoPE). With a cache, new tokens attend fully to all cached
-    ones, unless `SpanConfig(decoding="span")` says otherwise: then they have what a forward of the whole row
-    gives them, provided that the prefill ran in evaluation mode and without gradients, and that nothing but
-    new tokens has come to its cache since. The forward refuses masks over pairs, attention dropout, and
-    layers that ask for more than causality.
+    Exact under 2-D padding masks (either side) and for packed documents, told by `cu_seqlens` or by
+    `position_ids` that restart at each. Left-out positions are filled in to count real tokens: the choice
+    of blocks depends on absolute positions, through RoPE. With a cache, new tokens attend fully to all
+    cached ones, unless `SpanConfig(decoding="span")` says otherwise: then they have what a forward of the
+    whole row gives them, provided that the prefill ran in evaluation mode and without gradients, and that
+    nothing but new tokens has come to its cache since. The forward refuses masks over pairs, packed documents
+    where recurrent layers would run across, attention dropout, and layers that ask for more than causality
+    (a sliding window, a soft cap).
 
     Raises:
         ValueError: if an attention layer would be left out.
@@ -49,9 +54,12 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     for name, layer in layers:
         if not getattr(layer, "is_causal", True):
             raise ValueError(f"{name} is not causal: only the self-attention of a decoder can be replaced")
-    attachment = Attachment(config, _previous_implementations(causal_lm), _packing_refusal(causal_lm))
+    attachment = Attachment(config, _previous_implementations(causal_lm))
     causal_lm.set_attn_implementation(INTERFACE_NAME)
     setattr(causal_lm, MARK, attachment)
+    _stop_watching(causal_lm)
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
+    setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, _packing_refusal(causal_lm)))
     for ordinal, (name, layer) in enumerate(layers):
         if layer.config._attn_implementation != INTERFACE_NAME:
             detach(model)
@@ -68,6 +76,7 @@ def detach(model: nn.Module) -> nn.Module:
     """
     causal_lm = unwrap(model)
     causal_lm.set_attn_implementation(_attachment_of(model).previous)
+    _stop_watching(causal_lm)
     for module in (causal_lm, *(layer for _, layer in attention_layers(causal_lm))):
         if hasattr(module, MARK):
             delattr(module, MARK)
@@ -112,6 +121,12 @@ def _attachment_of(model: nn.Module) -> Attachment:
             f"nothing is attached to {type(unwrap(model)).__name__}: call attach(model, config) first"
         )
     return attachment
+
+
+def _stop_watching(causal_lm: PreTrainedModel) -> None:
+    if hasattr(causal_lm, _WATCH):
+        getattr(causal_lm, _WATCH).remove()
+        delattr(causal_lm, _WATCH)
 
 
 def _previous_implementations(causal_lm: PreTrainedModel) -> dict[str, Any]:

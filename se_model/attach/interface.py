@@ -45,7 +45,7 @@ class Attachment:
 
     config: AttentionConfig
     previous: dict[str, Any]
-    refuses_packing: str | None
+    packed: bool = False  # the call that is running, or ran last
     step: int = 0
     decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
 
@@ -94,8 +94,10 @@ def forward(
     else:
         attention = mark.attachment.config.bind(layer=mark.layer, step=mark.attachment.step)
         runs = _runs(query, attention_mask, cu_seqlens)
-        if any(run.cu_seqlens is not None for run in runs) and mark.attachment.refuses_packing:
-            raise ValueError(mark.attachment.refuses_packing)
+        if mark.attachment.packed and all(run.cu_seqlens is None for run in runs):
+            raise ValueError(
+                f"{type(module).__name__} is not told where packed documents begin; give one document per row"
+            )
         output = _attend_by_run(attention, query, key, value, runs, scaling)
         # Whether a cache is kept is not told here. Training keeps no state: its forwards may run without
         # gradients, under activation checkpointing, but never in evaluation mode.

@@ -10,37 +10,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.models.bamba.configuration_bamba import BambaConfig
-from transformers.models.llama.configuration_llama import LlamaConfig
 
 from se_model.attach import attach, attached, attention_layers, detach, set_step
 from se_model.attentions import ATTENTION_KINDS, AttentionConfig
 from se_model.baselines import FullConfig, NoMemoryConfig, RandomConfig, S2Config, SlidingWindowConfig
-from se_model.hybrid import Mamba2HybridConfig
 from se_model.loss import causal_lm_loss, packed_position_ids
 from se_model.span import SpanConfig
-from tests.se_model.sizes import MAMBA, SIZES
+from tests.se_model.sizes import SIZES
+from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import EXACT, F32, F32_SHORT, within
 
 VOCABULARY = SIZES["vocab_size"]
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "bamba": BambaConfig(**SIZES, **MAMBA, attn_layer_indices=[1]),
-    "ours": Mamba2HybridConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=3,
-        attn_layer_indices=[0, 2],
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rotary_dim=4,
-        state_size=8,
-        mamba_head_dim=16,
-        ssm_chunk_size=8,
-        pad_token_id=0,
-    ),
-}
+MODELS = ["llama", "bamba", "mamba2_hybrid-ends"]
 LENGTH = 45
 SPAN = SpanConfig(chunk_sizes=16, block_size=4, top_k=2)
 EVERYTHING = SpanConfig(chunk_sizes=16, block_size=1, top_k=LENGTH)
@@ -54,12 +35,7 @@ EVERY_KIND = [
 ]
 
 
-def tiny_model(name: str) -> nn.Module:
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="sdpa").eval()
-
-
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return tiny_model(request.param)
 
@@ -140,7 +116,7 @@ def test_padding_changes_nothing(model: nn.Module, side: str) -> None:
         torch.testing.assert_close(padded[row, mask[row].bool()], logits(model, own)[0], **within(F32))
 
 
-@pytest.mark.parametrize("name", ["llama", "ours"])
+@pytest.mark.parametrize("name", ["llama", "mamba2_hybrid-ends"])
 def test_packed_documents_equal_their_own_rows(name: str) -> None:
     model = attach(tiny_model(name), SPAN)
     tokens, bounds = random_tokens(1, LENGTH), (0, 1, 20, 21, LENGTH)
@@ -166,12 +142,9 @@ def test_documents_are_also_read_from_positions_that_restart() -> None:
 def test_packed_documents_are_refused_where_state_would_leak(packing: str) -> None:
     cu_seqlens = torch.tensor([0, 20, LENGTH])
     argument = cu_seqlens if packing == "cu_seqlens" else packed_position_ids(cu_seqlens)
-    config = copy.deepcopy(CONFIGS["bamba"])
-    # Attention comes first: where a convolution does, transformers 5.23 refuses cu_seqlens on its own.
-    config.attn_layer_indices = [0]
-    model = attach(AutoModelForCausalLM.from_config(config).eval(), SPAN)
+    model = attach(tiny_model("bamba"), SPAN)
     with pytest.raises(
-        ValueError, match=r"carry state across packed documents in .* modules \(first: layers.1.mamba"
+        ValueError, match=r"carry state across packed documents in .* modules \(first: layers.0.mamba"
     ):
         logits(model, random_tokens(1, LENGTH), **{packing: argument})
 
@@ -215,7 +188,7 @@ def test_generating_from_left_padded_prompts_equals_generating_alone(model: nn.M
         assert together[row, 21:].tolist() == alone[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("name", ["llama", "ours"])
+@pytest.mark.parametrize("name", ["llama", "mamba2_hybrid-ends"])
 def test_activation_checkpointing_recomputes_the_same_attention(name: str) -> None:
     model = attach(tiny_model(name), SpanConfig(chunk_sizes=(8, 16), block_size=4, top_k=2)).train()
     tokens = random_tokens(1, LENGTH)
@@ -261,7 +234,7 @@ def test_a_copy_of_an_attached_model_stands_alone() -> None:
 
 
 def test_a_saved_model_does_not_name_the_attention(tmp_path: Path) -> None:
-    model = attach(tiny_model("ours"), SPAN)
+    model = attach(tiny_model("mamba2_hybrid-ends"), SPAN)
     model.save_pretrained(tmp_path)
     assert "expansion_span" not in (tmp_path / "config.json").read_text()
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()

@@ -1,0 +1,92 @@
+"""What a model with an attached attention is called with: completed, or refused before the first layer.
+
+Layers see too little to tell. Some architectures of transformers (5.23) give their mask function no
+positions, so packed documents go unnoticed (granitemoehybrid); none looks at positions beside a mask; and
+the blocks that span attention chooses depend on absolute positions, which full attention does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from se_model.attach.interface import Attachment
+from se_model.loss import handles_packing, packed_position_ids
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: str | None) -> RemovableHandle:
+    """Look at every call of `decoder` from now on, until the returned handle is removed.
+
+    A call is completed where it leaves out `position_ids` ([B, L]): they count from each row's first real
+    token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]).
+
+    attachment: is told whether the call is packed, so that a layer that hears nothing of it refuses;
+    packing_refusal: why the model cannot keep packed documents apart; None where it can.
+
+    Raises, at a call:
+        ValueError: for an attention mask that is not [B, Lk], for packed documents that the model would
+            run across, and where packing is told in a way that transformers does not read.
+    """
+    hook = partial(_look_at, attachment=attachment, packing_refusal=packing_refusal)
+    return decoder.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _look_at(
+    decoder: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    attachment: Attachment,
+    packing_refusal: str | None,
+) -> Call:
+    parameters = inspect.signature(decoder.forward).parameters
+    call = dict(zip(parameters, args, strict=False)) | kwargs
+    mask, positions, cu_seqlens = (
+        call.get("attention_mask"),
+        call.get("position_ids"),
+        call.get("cu_seqlens", call.get("cu_seq_lens_q")),
+    )
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
+    restarting = cu_seqlens is None and _restart(positions, mask)
+    attachment.packed = cu_seqlens is not None or restarting
+    if attachment.packed and packing_refusal:
+        raise ValueError(packing_refusal)
+    if restarting and mask is not None:
+        raise ValueError(
+            "position_ids restart as for packed documents, but transformers reads them so only where there "
+            "is no attention_mask: leave it out, and padding with it"
+        )
+    if cu_seqlens is not None and not handles_packing(decoder):
+        expected = packed_position_ids(cu_seqlens)
+        if positions is None:
+            call["position_ids"] = expected
+        elif positions.shape[-1] != expected.shape[-1] or not bool((positions == expected).all()):
+            raise ValueError("position_ids must count from 0 in every document of cu_seqlens")
+    elif positions is None and mask is not None and "position_ids" in parameters and not bool(mask.all()):
+        new = _tokens(call).shape[1]
+        call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
+    return (), call
+
+
+def _tokens(call: dict[str, Any]) -> Tensor:
+    tokens = call.get("input_ids")
+    return call["inputs_embeds"] if tokens is None else tokens
+
+
+def _restart(positions: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether positions step by anything but one between two real tokens; positions: [..., L]."""
+    if positions is None:
+        return False
+    breaks = positions.diff(dim=-1) != 1
+    if mask is not None:
+        real = mask[:, -positions.shape[-1] :].bool()
+        breaks = breaks & real[:, 1:] & real[:, :-1]
+    return bool(breaks.any())
