@@ -118,9 +118,9 @@ def load_model(
     model = _load_base(source.base, kind)
     if source.adapter is None:
         return model.eval()
-    from peft import PeftModel
+    from se_model import load_adapter
 
-    adapted = PeftModel.from_pretrained(model, str(local_folder(source.adapter)))
+    adapted = load_adapter(model, local_folder(source.adapter))
     return (adapted.merge_and_unload() if merge else adapted).eval()
 
 

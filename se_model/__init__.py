@@ -15,7 +15,7 @@ from se_model.hybrid import Mamba2HybridConfig, Mamba2HybridForCausalLM
 from se_model.span import SpanConfig, se_attention, select_blocks
 
 if TYPE_CHECKING:
-    from se_model.hylora import HyLoraConfig, apply_hylora, coverage
+    from se_model.hylora import HyLoraConfig, apply_hylora, coverage, load_adapter
 
 __all__ = [
     "HyLoraConfig",
@@ -26,12 +26,13 @@ __all__ = [
     "attach",
     "coverage",
     "detach",
+    "load_adapter",
     "se_attention",
     "select_blocks",
 ]
 
 # Imported on first use: peft takes seconds, and most of the package does without.
-_LAZY = {"HyLoraConfig", "apply_hylora", "coverage"}
+_LAZY = {"HyLoraConfig", "apply_hylora", "coverage", "load_adapter"}
 
 
 def __getattr__(name: str) -> Any:

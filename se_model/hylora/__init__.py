@@ -3,5 +3,6 @@
 from se_model.hylora.apply import apply_hylora
 from se_model.hylora.config import HyLoraConfig
 from se_model.hylora.coverage import Coverage, coverage
+from se_model.hylora.shared import load_adapter
 
-__all__ = ["Coverage", "HyLoraConfig", "apply_hylora", "coverage"]
+__all__ = ["Coverage", "HyLoraConfig", "apply_hylora", "coverage", "load_adapter"]

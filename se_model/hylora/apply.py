@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from se_model.hylora.config import HyLoraConfig, Variant
 from se_model.hylora.coverage import coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, Part, parts
+from se_model.hylora.shared import share_updates
 from se_model.loss import unwrap
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,12 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
     Convolutions over q, k and v inside attention layers are 1-D convolutions too, and train with
     `variant="hylora"`. An output head that is not tied to the embeddings stays frozen, as in LongLoRA.
 
+    A weight that several layers share (Zamba2) gets one update for all of them: to merge such an adapter
+    after loading it from a folder, load it with `load_adapter`.
+
     Raises:
-        ValueError: if a kind that should train is not in the model, or a weight to train serves two layers.
+        ValueError: if a kind that should train is not in the model, or a weight to train also serves where
+            it would not.
     """
     if isinstance(model, PeftModel):
         raise ValueError("the model already carries an adapter; merge it first (PeftModel.merge_and_unload)")
@@ -39,7 +44,8 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
     adapted = [part for part in found if part.kind is Kind.ATTENTION]
     trained = [part for part in found if part.kind in TRAINED_IN_FULL[config.variant]]
     _refuse_missing_kinds(causal_lm, config.variant, {part.kind for part in found})
-    _refuse_shared_weights(causal_lm, adapted + trained)
+    _refuse_partly_trained_weights(causal_lm, adapted)
+    _refuse_partly_trained_weights(causal_lm, trained)
 
     names = [part.name for part in trained]
     tied = Kind.EMBEDDINGS in TRAINED_IN_FULL[config.variant] and (
@@ -61,6 +67,7 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
             task_type="CAUSAL_LM",
         ),
     )
+    share_updates(peft_model)
     logger.info("%s trains:\n%s", config.variant, coverage(peft_model, config))
     return peft_model
 
@@ -75,17 +82,18 @@ def _refuse_missing_kinds(causal_lm: PreTrainedModel, variant: Variant, present:
         )
 
 
-def _refuse_shared_weights(causal_lm: PreTrainedModel, to_train: list[Part]) -> None:
-    """peft gives each use its own update, and merging adds them all to the one weight (as in zamba2)."""
-    users = defaultdict(list)
+def _refuse_partly_trained_weights(causal_lm: PreTrainedModel, to_train: list[Part]) -> None:
+    """A weight that is also used where its update does not reach would not merge to the same model."""
+    users = defaultdict(set)
     for name, parameter in causal_lm.named_parameters(remove_duplicate=False):
-        users[id(parameter)].append(name)
+        users[id(parameter)].add(name.rpartition(".")[0])
+    reached = {part.name for part in to_train}
     tied_head = causal_lm.get_output_embeddings().weight
     for part in to_train:
         for parameter in part.module.parameters(recurse=False):
-            names = users[id(parameter)]
-            if len(names) > 1 and parameter is not tied_head:
+            beyond = users[id(parameter)] - reached
+            if beyond and parameter is not tied_head:
                 raise ValueError(
-                    f"{' and '.join(names)} of {type(causal_lm).__name__} are one shared weight: separate "
-                    "updates to it would not merge to the same model, so this architecture is not supported"
+                    f"{part.name} of {type(causal_lm).__name__} shares its weight with "
+                    f"{' and '.join(sorted(beyond))}, which an update of it would not reach"
                 )

@@ -13,6 +13,8 @@ from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import ModelSource, check_model, load_model, new_model, resolve_model, write_model_file
 from pipelines.stage import CheckContext, EarlierStage, Stage, StageOutput
 from se_model import HyLoraConfig, apply_hylora
+from tests.se_model.tiny_models import tiny_model
+from tests.tolerances import F32, within
 
 SIZES = {
     "vocab_size": 48,
@@ -166,3 +168,17 @@ def test_models_that_are_not_to_be_had_fail_the_check(
     monkeypatch.setattr(model_files, "hub_answers", lambda: False)
     with pytest.raises(InvalidKeyError, match=message):
         check_model("model", reference, context)
+
+
+def test_an_adapter_of_a_model_with_shared_weights_merges_to_its_own_logits(tmp_path: Path) -> None:
+    base = tiny_model("zamba2")
+    base.save_pretrained(tmp_path / "base")
+    adapted = apply_hylora(base, HyLoraConfig(rank=2, alpha=4)).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    source = ModelSource(str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    for merge in (False, True):
+        torch.testing.assert_close(logits(load_model(source, merge=merge)), logits(adapted), **within(F32))

@@ -15,8 +15,9 @@ from tests.tolerances import EXACT, F32, within
 Build = Callable[[str], nn.Module]
 
 HYBRIDS = [
-    "ours",
-    "ours-untied",
+    "mamba2_hybrid",
+    "mamba2_hybrid-untied",
+    "jamba",
     "bamba",
     "falcon_h1",
     "granitemoehybrid",
@@ -27,8 +28,8 @@ HYBRIDS = [
 ]
 CASES = [
     *((name, "hylora") for name in HYBRIDS),
-    ("ours", "lora+"),
-    ("ours", "lora"),
+    ("mamba2_hybrid", "lora+"),
+    ("mamba2_hybrid", "lora"),
     ("llama", "lora+"),
     ("llama", "lora"),
 ]
@@ -99,7 +100,7 @@ def test_merging_gives_the_adapters_logits_and_plain_peft_loads_it(
     assert merged.state_dict().keys() == build(name).state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["ours", "lfm2"])
+@pytest.mark.parametrize("name", ["mamba2_hybrid", "lfm2"])
 def test_tied_embeddings_stay_tied(build: Build, name: str, tmp_path: Path) -> None:
     adapter = trained_adapter(build(name), "hylora")
     expected = logits(adapter)
@@ -116,26 +117,27 @@ def test_tied_embeddings_stay_tied(build: Build, name: str, tmp_path: Path) -> N
 
 
 def test_only_the_attention_layers_projections_get_low_rank_updates(build: Build) -> None:
-    model = apply_hylora(build("ours"), HyLoraConfig())
+    model = apply_hylora(build("mamba2_hybrid"), HyLoraConfig())
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_modules() if name.endswith("lora_A")}
     assert adapted == {
         f"base_model.model.backbone.layers.1.mixer.{projection}" for projection in ("in_proj", "out_proj")
     }
 
 
-def test_what_is_missing_or_shared_is_refused(build: Build) -> None:
+def test_what_is_missing_or_shared_with_others_is_refused(build: Build) -> None:
     with pytest.raises(
         ValueError,
         match=r"hylora trains 1-D convolutions, but LlamaForCausalLM has none; .* use variant 'lora\+'",
     ):
         apply_hylora(build("llama"), HyLoraConfig())
+    causal_lm = build("llama")
+    causal_lm.model.layers[1].mlp.gate_proj.weight = causal_lm.model.layers[0].self_attn.q_proj.weight
     with pytest.raises(
-        ValueError,
-        match=r"layers.1.shared_transformer.self_attn.q_proj.weight and .*layers.3.* are one shared weight",
+        ValueError, match=r"self_attn.q_proj of LlamaForCausalLM shares .* with model.layers.1.mlp.gate_proj"
     ):
-        apply_hylora(build("zamba2"), HyLoraConfig())
+        apply_hylora(causal_lm, HyLoraConfig(variant="lora"))
     with pytest.raises(ValueError, match="already carries an adapter"):
-        apply_hylora(apply_hylora(build("ours"), HyLoraConfig()), HyLoraConfig())
+        apply_hylora(apply_hylora(build("mamba2_hybrid"), HyLoraConfig()), HyLoraConfig())
 
 
 @pytest.mark.parametrize(

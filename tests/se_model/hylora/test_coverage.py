@@ -20,7 +20,7 @@ def numbers(model: nn.Module) -> dict[str, tuple[int, int, int, int]]:
 
 def test_every_number_of_the_hybrid(build: Build) -> None:
     """Width 32, inner width 64, state 8, 4 heads of 8, 2 for keys and values, embedding tied to the head."""
-    adapter = apply_hylora(build("ours"), HyLoraConfig(rank=4, alpha=8))
+    adapter = apply_hylora(build("mamba2_hybrid"), HyLoraConfig(rank=4, alpha=8))
     qkv = (4 + 2 + 2) * 8
     mamba_convolution = (64 + 2 * 8) * (4 + 1)
     mamba_projections = 32 * (2 * 64 + 2 * 8 + 4) + 64 * 32
@@ -33,7 +33,9 @@ def test_every_number_of_the_hybrid(build: Build) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["ours", "ours-untied", "bamba", "falcon_h1", "qwen3_next", "lfm2"])
+@pytest.mark.parametrize(
+    "name", ["mamba2_hybrid", "mamba2_hybrid-untied", "bamba", "zamba2", "falcon_h1", "qwen3_next", "lfm2"]
+)
 def test_totals_are_those_of_the_models_parameters(build: Build, name: str) -> None:
     bare = build(name)
     assert coverage(bare).parameters == coverage(bare).trainable_parameters == bare.num_parameters()
@@ -46,8 +48,10 @@ def test_totals_are_those_of_the_models_parameters(build: Build, name: str) -> N
 
 def test_the_adapter_does_not_change_what_things_are(build: Build) -> None:
     for name in (
-        "ours",
+        "mamba2_hybrid",
+        "jamba",
         "bamba",
+        "zamba2",
         "falcon_h1",
         "nemotron_h",
         "qwen3_next",
@@ -81,7 +85,7 @@ def test_the_table_names_each_kind_with_its_percentage(build: Build) -> None:
 
 def test_a_kind_that_should_train_and_does_not_is_refused(build: Build) -> None:
     config = HyLoraConfig()
-    adapter = apply_hylora(build("ours"), config)
+    adapter = apply_hylora(build("mamba2_hybrid"), config)
     for name, parameter in adapter.named_parameters():
         if "layers.2.mixer.conv1d" in name:
             parameter.requires_grad_(False)
