@@ -72,7 +72,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         use_shared_attention_adapter=True,
         adapter_rank=4,
         # At the usual range the shared blocks, several maps deep, would hardly show in the logits.
-        initializer_range=0.15,
+        initializer_range=0.1,
     ),
     "falcon_h1": AutoConfig.for_model("falcon_h1", **SIZES, **MAMBA, head_dim=8, mamba_d_ssm=64),
     "granitemoehybrid": AutoConfig.for_model(
@@ -103,7 +103,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 ARCHITECTURES = [name for name in CONFIGS if "-" not in name]
 
 
-def tiny_model(name: str) -> PreTrainedModel:
-    """A model by its name in `CONFIGS`; the same weights at every call."""
+def tiny_model(name: str, *, tied: bool | None = None) -> PreTrainedModel:
+    """A model by its name in `CONFIGS`; the same weights at every call.
+
+    tied: whether the output head is to be the embeddings; None for what the configuration says.
+    """
+    config = copy.deepcopy(CONFIGS[name])
+    if tied is not None:
+        config.tie_word_embeddings = tied
     torch.manual_seed(11)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()

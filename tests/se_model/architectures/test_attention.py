@@ -70,6 +70,25 @@ def test_padding_changes_nothing(name: str, side: str, with_positions: bool) -> 
 
 
 @every_architecture
+def test_decoding_after_left_padding_needs_no_positions(name: str) -> None:
+    """The prompt is shorter than a chunk, and there span attention is full attention too."""
+    model, tokens, padding_tokens = tiny_model(name), random_tokens(1, 12), 3
+    expected = logits(model, tokens)
+    attach(model, SPAN)
+    padded = nn.functional.pad(tokens, (padding_tokens, 0))
+    mask = (torch.arange(padded.shape[1]) >= padding_tokens).long()[None]
+    cache, start = None, 0
+    with torch.no_grad():
+        for end in range(padding_tokens + 5, padded.shape[1] + 1):
+            arguments = {"attention_mask": mask[:, :end], "past_key_values": cache, "use_cache": True}
+            step = model(input_ids=padded[:, start:end], **arguments)
+            torch.testing.assert_close(
+                step.logits[:, -1], expected[:, end - padding_tokens - 1], **within(F32)
+            )
+            cache, start = step.past_key_values, end
+
+
+@every_architecture
 @pytest.mark.parametrize("told_by", [("cu_seqlens", "position_ids"), ("cu_seqlens",), ("position_ids",)])
 def test_packed_documents_equal_their_own_rows_or_are_refused(name: str, told_by: tuple[str, ...]) -> None:
     answer = packing(name, told_by)

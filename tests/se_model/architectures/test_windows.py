@@ -2,24 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from se_model.attach import attach, detach
 from tests.se_model.architectures.probes import LENGTH, RIGHT, SPAN, calling, logits, random_tokens
-from tests.se_model.sizes import SIZES
+from tests.se_model.architectures.windows import WINDOWED, windowed
 from tests.tolerances import EXACT
-
-WINDOWED = {
-    "mistral": {},
-    "qwen3": {"use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
-    "gemma2": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8},
-}
-
-
-def windowed(name: str, window: int) -> PreTrainedModel:
-    config = AutoConfig.for_model(name, **SIZES, **WINDOWED[name], sliding_window=window)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("window", [4, LENGTH, 10 * LENGTH])

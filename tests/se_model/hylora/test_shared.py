@@ -89,7 +89,7 @@ def test_plain_peft_merges_the_update_once_per_use(trained: PeftModel, tmp_path:
     """Why there is `load_adapter`. It can go when this fails."""
     trained.save_pretrained(tmp_path, save_embedding_layers=False)
     merged = PeftModel.from_pretrained(tiny_model("zamba2"), tmp_path).merge_and_unload().eval()
-    assert (logits(merged) - logits(trained)).abs().max() > 1e-2
+    assert (logits(merged) - logits(trained)).abs().max() > 1e-3
 
 
 def test_a_loaded_adapter_trains_on_and_merges(trained: PeftModel, tmp_path: Path) -> None:
