@@ -1,8 +1,9 @@
 """One update for each shared weight.
 
-Zamba2 runs a few attention blocks many times over: the layers are modules of their own that hold the same
-parameters. peft (0.21) looks at modules, so every use would learn its own update, and merging would add all
-of them to the one weight. Here the uses share the update's parameters, and the first use merges for all.
+Zamba and Zamba2 run a few attention blocks many times over: the layers are modules of their own that hold
+the same parameters. peft (0.21) looks at modules, so every use would learn its own update, and merging would
+add all of them to the one weight. Here the uses share the update's parameters, and the first use merges for
+all. No file can make plain peft merge it rightly: whatever delta each use is given, merging adds all of them.
 """
 
 from __future__ import annotations

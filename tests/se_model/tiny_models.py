@@ -58,6 +58,17 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         use_mamba_kernels=False,
     ),
     "bamba": AutoConfig.for_model("bamba", **SIZES, **MAMBA, attn_layer_indices=[1]),
+    "zamba": AutoConfig.for_model(
+        "zamba",
+        **{**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 4},
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        n_mamba_heads=2,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        attention_head_dim=16,
+        # At the usual range the shared blocks, several maps deep, would hardly show in the logits.
+        initializer_range=0.1,
+    ),
     "zamba2": AutoConfig.for_model(
         "zamba2",
         **{**SIZES, "num_hidden_layers": 4, "num_key_value_heads": 4},
@@ -71,7 +82,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         chunk_size=8,
         use_shared_attention_adapter=True,
         adapter_rank=4,
-        # At the usual range the shared blocks, several maps deep, would hardly show in the logits.
         initializer_range=0.1,
     ),
     "falcon_h1": AutoConfig.for_model("falcon_h1", **SIZES, **MAMBA, head_dim=8, mamba_d_ssm=64),
@@ -93,6 +103,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         chunk_size=8,
     ),
     "qwen3_next": AutoConfig.for_model("qwen3_next", **SIZES, **_DELTA_NET, **_EXPERTS, head_dim=8),
+    "qwen3_5_text": AutoConfig.for_model("qwen3_5_text", **SIZES, **_DELTA_NET, head_dim=8),
     "olmo_hybrid": AutoConfig.for_model("olmo_hybrid", **SIZES, **_DELTA_NET),
     "lfm2": AutoConfig.for_model(
         "lfm2", **SIZES, layer_types=["conv", "full_attention"], block_multiple_of=8, conv_L_cache=3

@@ -17,6 +17,7 @@ from se_model.attach import attach, attention_layers
 from se_model.hylora import apply_hylora, coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, parts
 from se_model.loss import recurrent_layers
+from tests.se_model.architectures.beyond import BEYOND, beyond_causal
 from tests.se_model.architectures.probes import (
     RIGHT,
     SPAN,
@@ -27,7 +28,6 @@ from tests.se_model.architectures.probes import (
     padding,
     random_tokens,
 )
-from tests.se_model.architectures.windows import WINDOWED, windowed
 from tests.se_model.tiny_models import ARCHITECTURES, tiny_model
 
 README = Path(__file__).parents[3] / "README.md"
@@ -50,9 +50,9 @@ def tables() -> str:
         ["model", "attention layers", "packed documents", "padding", "masks over pairs", "context parallel"],
         [_attaching(name) for name in ARCHITECTURES],
     )
-    windows = _table(
-        ["layers that ask for more than causality", "answer"],
-        [[f"{_code(name)}: {_settings(name)}", f"refused: {_first_refusal(name)}"] for name in WINDOWED],
+    beyond = _table(
+        ["model", "its layers ask for", "refused: the first answer"],
+        [[_code(name), asks_for, _refusal(name)] for name, (asks_for, _) in BEYOND.items()],
     )
     hylora = _table(
         [
@@ -70,7 +70,8 @@ def tables() -> str:
         (
             "What `attach` finds, and what an attached model takes:",
             attaching,
-            windows,
+            "What is refused of layers that ask for more than causality:",
+            beyond,
             "What HyLoRA trains, by name within a layer:",
             hylora,
         )
@@ -150,14 +151,8 @@ def _share_weights(model: PreTrainedModel) -> bool:
     return len(set(weights)) < len(weights)
 
 
-def _settings(name: str) -> str:
-    config = windowed(name, 4).config
-    kinds = sorted(set(getattr(config, "layer_types", None) or ["sliding_attention"]))
-    return ", ".join(kind.replace("_", " ") for kind in kinds)
-
-
-def _first_refusal(name: str) -> str:
-    answer = calling(attach(windowed(name, 4), SPAN))
+def _refusal(name: str) -> str:
+    answer = calling(attach(beyond_causal(name), SPAN))
     assert answer != RIGHT
     return answer
 

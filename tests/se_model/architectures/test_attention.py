@@ -1,5 +1,7 @@
 """In every architecture an attached attention is right, or it is refused: never silently wrong."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,3 +137,11 @@ def test_detaching_stops_looking_at_what_the_model_is_called_with() -> None:
     model = detach(attach(attach(tiny_model("llama"), SPAN), SPAN))
     mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
     assert calling(model, attention_mask=mask) == RIGHT
+
+
+def test_a_copy_looks_for_itself() -> None:
+    model = attach(tiny_model("llama"), SPAN)
+    other = detach(copy.deepcopy(model))
+    mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    assert calling(other, attention_mask=mask) == RIGHT
+    assert "masks over pairs are refused" in calling(model, attention_mask=mask)
