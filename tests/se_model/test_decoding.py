@@ -15,17 +15,18 @@ from se_model.attach import attach, detach
 from se_model.attach.interface import MARK
 from se_model.span import Attention, SpanConfig, select_blocks
 from tests.se_model.sizes import SIZES
-from tests.se_model.test_attach import CONFIGS, random_tokens, tiny_model
+from tests.se_model.test_attach import random_tokens
+from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, F64, within
 
 LENGTH = 60
 SPAN = SpanConfig(chunk_sizes=16, block_size=4, top_k=2, selection="causal", refresh=8, decoding="span")
 # Bamba computes its scan in float32, whatever its weights are.
-TOLERANCES = {"llama": F64, "bamba": F32, "ours": F64}
+TOLERANCES = {"llama": F64, "bamba": F32, "mamba2_hybrid-ends": F64}
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=TOLERANCES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -62,7 +63,7 @@ def test_token_by_token_gives_the_logits_of_the_whole_row(name: str, model: nn.M
     assert (decode(model, tokens, prompt) - expected).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["llama", "ours"])
+@pytest.mark.parametrize("name", ["llama", "mamba2_hybrid-ends"])
 @pytest.mark.parametrize("summary", ["attention", "mean_key"])
 def test_several_tokens_at_once_give_the_logits_of_the_whole_row(name: str, summary: str) -> None:
     config = SpanConfig(
