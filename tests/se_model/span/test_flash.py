@@ -1,4 +1,4 @@
-"""Backend flash: all that surrounds flash-attn's kernel, and on a GPU the kernel itself, against the oracle."""
+"""Backend flash: what surrounds flash-attn's kernel, and on a GPU the kernel itself, against the oracle."""
 
 import subprocess
 import sys
