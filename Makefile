@@ -31,14 +31,18 @@ contracts: $(VENV)/.installed-dev  ## which package may import which
 infra:  ## format, validate and test the Terraform modules
 	bash infra/check.sh
 
-bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers
-	$(BIN)/python -m benchmarks.attention
+bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers and the targets
+	$(BIN)/python benchmarks/attention.py --device cpu
 
 miniature: $(VENV)/.installed  ## the paper's comparison at a small scale (more than an hour)
 	$(BIN)/espan run pipelines/recipes/miniature.yaml
 
-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU
-	$(BIN)/python -m pytest -q -m gpu
+gpu: $(VENV)/.installed-dev  ## with a CUDA GPU: the tests that need one, then what attention costs on it
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -m pytest -q -m gpu && $(BIN)/python benchmarks/attention.py --device cuda --preset paper; \
+	else \
+		echo "nothing run: torch finds no CUDA device here (benchmarks/README.md says what a GPU needs)"; \
+	fi
 
 clean:  ## remove the environment; runs/ stays
 	rm -rf $(VENV)

@@ -13,6 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 MOST_REPEATS = 50
+# Calls of so many seconds are their own average over disturbances: one is enough.
+LONG = 10.0
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
@@ -29,14 +31,15 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Times every call in turn, round after round, so that a disturbance falls on all of them alike.
 
-    A call takes part in at least ``repeats`` rounds, and in more until it has had about ``seconds``. Calls
-    should have run once before.
+    A call takes part in at least ``repeats`` rounds, and in more until it has had about ``seconds``; one of
+    ``LONG`` seconds or more in a single one. Calls should have run once before.
     """
     samples = {name: [seconds_of(call, device)] for name, call in calls.items()}
     wanted = {
-        name: min(MOST_REPEATS, max(repeats, round(seconds / first))) for name, (first,) in samples.items()
+        name: 1 if first >= LONG else min(MOST_REPEATS, max(repeats, round(seconds / first)))
+        for name, (first,) in samples.items()
     }
-    for number in range(1, max(wanted.values())):
+    for number in range(1, max(wanted.values(), default=0)):
         for name, call in calls.items():
             if number < wanted[name]:
                 samples[name].append(seconds_of(call, device))

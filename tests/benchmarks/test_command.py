@@ -1,63 +1,117 @@
-"""The benchmark runs, says what it measured on, and counts memory and arithmetic right."""
+"""The benchmark runs as typed, writes what it measured and what it left out, and refuses what it cannot."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.attention import FORMAT, app, parse_lengths
-from benchmarks.measure import interleaved_seconds, peak_bytes
-from benchmarks.peers import Setting, causal_pairs, peers, span_pairs, window_pairs
+from benchmarks import measure as timing
+from benchmarks.command import PresetName, app, parse_tokens
+from benchmarks.libraries import REFERENCE
+from benchmarks.limits import Limits
+from benchmarks.peers import ORACLE, Peer
+from benchmarks.records import measure
+from benchmarks.run import FORMAT
+from benchmarks.settings import PRESETS, Setting
+from benchmarks.targets import TARGETS
 from se_model.span.backends import BACKENDS
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = "--heads 2 --head-dim 8 --chunk-size 16 --block-size 4 --top-k 2 --repeats 2 --seconds 0".split()
 
-
-def test_a_run_writes_every_attention_with_its_ratios_and_what_it_ran_on(tmp_path):
-    output = tmp_path / "new" / "result.json"
-    command = [sys.executable, "-m", "benchmarks.attention", *SMALL, "--lengths", "20,50", "--threads", "1"]
-    done = subprocess.run(
-        [*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(output.read_text())
+def test_a_run_writes_every_attention_with_its_ratios_and_what_it_ran_on(small_run):
+    _, done, result = small_run
     assert result["format"] == FORMAT
     assert result["machine"]["threads"] == 1
     assert result["machine"]["cpus"] > 0
     assert result["versions"]["torch"] == torch.__version__
-    assert (result["seed"], result["setting"]["chunk_size"], result["setting"]["dtype"]) == (0, 16, "float32")
+    assert (result["seed"], result["setting"]["chunk_sizes"], result["setting"]["dtype"]) == (
+        0,
+        [16],
+        "float32",
+    )
+    assert result["setting"]["window"] == 16
+    assert result["reference_kernel"] == "flash"
 
-    names = ["SDPA full", *(f"SE-Attn {name}" for name in BACKENDS), "sliding window", "S2", "no memory"]
-    assert [(r["length"], r["attention"]) for r in result["results"]] == [
-        (length, name) for length in (20, 50) for name in names
-    ]
+    backends = {f"SE-Attn {name}{end}" for name in BACKENDS for end in ("", ", causal")}
+    kernels = {"SDPA full", "SDPA cuDNN", "SDPA efficient", "SDPA math"}
+    packages = {"flash-attn", "MoBA", "NSA", "sliding window, flash-attn", "sliding window, flex_attention"}
+    everything = backends | kernels | packages | {"sliding window", "S2", "no memory"}
+    for length in (20, 50, 90):
+        measured = [r["attention"] for r in result["results"] if r["length"] == length]
+        left_out = {one["attention"]: one["reason"] for one in result["left_out"] if one["length"] == length}
+        assert measured[0] == "SDPA full"
+        assert len(measured) == len(set(measured))
+        assert set(measured) | set(left_out) == everything
+        assert {"SE-Attn sdpa", "SE-Attn naive", "SE-Attn naive, causal", "SDPA math"} <= set(measured)
+        assert "No viable backend" in left_out["SDPA cuDNN"]
+        assert left_out["NSA"] == "runs on CUDA"
+        assert f"left out: NSA at 20, 50, 90 tokens: {left_out['NSA']}" in done.stdout
+
+
+def test_every_number_is_one_call_s_and_every_ratio_the_reference_s(small_run):
+    _, done, result = small_run
     for record in result["results"]:
         reference = next(r for r in result["results"] if r["length"] == record["length"])
         assert record["attention"] in done.stdout
-        for mode in ("forward", "forward_backward"):
+        modes = ["forward", "forward_backward"] if record["length"] < 90 else ["forward"]
+        assert ("forward_backward" in record) == (len(modes) == 2)
+        for mode in modes:
             assert len(record[mode]["samples"]) == 2
             assert min(record[mode]["samples"]) <= record[mode]["seconds"] <= max(record[mode]["samples"])
-            # The output; in training the gradients of q, k and v.
-            returned = {"forward": 1, "forward_backward": 3}[mode]
-            assert record[mode]["peak_bytes"] >= returned * 4 * 2 * 8 * record["length"]
+            # The output; in training also the gradients of q, k and v.
+            outputs = {"forward": 1, "forward_backward": 4}[mode] * 4 * 2 * 8 * record["length"]
+            assert record[mode]["extra_bytes"] == record[mode]["peak_bytes"] - outputs
+            assert record[mode]["peak_bytes"] >= 0.75 * outputs
             for quantity in ("seconds", "peak_bytes"):
                 share = record[mode][quantity] / reference[mode][quantity]
                 assert record["ratios"][f"{mode}_{quantity}"] == pytest.approx(share)
-        assert record["ratios"]["flops"] == pytest.approx(record["flops"] / reference["flops"])
+        needed = (record["flops"] + record["choice_flops"]) / reference["flops"]
+        assert record["ratios"]["flops"] == pytest.approx(needed)
+
+
+def test_the_choice_of_blocks_is_measured_apart_and_as_a_share(small_run):
+    _, _, result = small_run
+    for record in result["results"]:
+        assert ("selection" in record) == record["attention"].startswith("SE-Attn")
+        for mode in ("forward", "forward_backward"):
+            if mode in record and "selection" in record:
+                share = record["selection"]["seconds"] / record[mode]["seconds"]
+                assert record["selection"][f"share_of_{mode}"] == pytest.approx(share)
+
+
+def test_a_run_ends_with_the_table_of_targets(small_run):
+    _, done, _ = small_run
+    table = done.stdout[done.stdout.index(" Targets ") :]
+    assert table.count("not yet measured") == len(TARGETS)
+    assert "SE-Attn fused" in table
+    assert "at least 18" in table
+
+
+def test_several_chunk_sizes_are_run_in_turn_and_counted_as_calls(tmp_path):
+    output = tmp_path / "result.json"
+    options = "--heads 4 --kv-heads 2 --head-dim 8 --chunk-sizes 16,32 --block-size 4 --top-k 1 --lengths 64"
+    quick = ["--repeats", "1", "--seconds", "0", "--threads", "1", "--output", str(output)]
+    done = CliRunner().invoke(app, [*options.split(), *quick])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "result-cost.png").stat().st_size > 10_000
+    result = json.loads(output.read_text())
+    assert (result["setting"]["chunk_sizes"], result["setting"]["kv_heads"]) == ([16, 32], 2)
+    assert result["setting"]["window"] == 32
+    # The mean of the two: every token sees those before it in its chunk, and later chunks one block.
+    alone = next(record for record in result["results"] if record["attention"] == "no memory")
+    assert alone["flops"] == 4 * 4 * 8 * (4 * 16 * 17 // 2 + 2 * 32 * 33 // 2) / 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--lengths", "20,many"], "not '20,many'"),
-        (["--chunk-size", "30", "--block-size", "4"], "chunk_size must be a multiple of block_size 4"),
+        (["--chunk-sizes", "30", "--block-size", "4"], "chunk_size must be a multiple of block_size 4"),
         (["--heads", "1"], "heads must be at least 2"),
+        (["--kv-heads", "3"], "kv_heads must divide heads 4"),
         (["--lenghts", "20"], "No such option: --lenghts"),
+        (["--preset", "big"], "'big' is not one of"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
@@ -68,42 +122,39 @@ def test_what_cannot_be_measured_is_refused_at_once(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_lengths_are_read_once_each_in_order():
-    assert parse_lengths("8_192, 2048,8192") == [2048, 8192]
+def test_numbers_of_tokens_are_read_once_each_in_order():
+    assert parse_tokens("8_192, 2048,8192") == (2048, 8192)
 
 
-def test_peak_memory_is_the_most_held_at_once():
-    mebibyte = 2**20
-
-    def call() -> torch.Tensor:
-        first = torch.empty(3 * mebibyte, dtype=torch.uint8)
-        del first
-        second = torch.empty(mebibyte, dtype=torch.uint8)
-        return torch.cat([second, second])
-
-    assert peak_bytes(call, "cpu") == 3 * mebibyte
-    assert peak_bytes(lambda: None, "cpu") == 0
-
-
-def test_calls_are_timed_in_turn_and_equally_often_where_time_allows():
-    order: list[str] = []
-    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    samples = interleaved_seconds(calls, "cpu", repeats=3, seconds=0)
-    assert order == ["a", "b"] * 3
-    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3}
+def test_presets_have_a_name_on_the_command_line_and_the_paper_s_its_numbers():
+    assert [str(name) for name in PresetName] == list(PRESETS)
+    paper = PRESETS["paper"]
+    assert paper.setting == Setting(30, 30, 128, (2048, 4096), 32, 8, 4096)
+    assert (paper.lengths[0], paper.lengths[-1]) == (2048, 1_048_576)
+    # Whatever a target needs, some preset measures.
+    for target in TARGETS:
+        preset = PRESETS[target.setting]
+        lengths = preset.lengths + (preset.forward_lengths if target.mode == "forward" else ())
+        assert target.length in lengths
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 50, 64])
-def test_arithmetic_is_counted_pair_by_pair(length):
-    setting = Setting(heads=3, head_dim=8, chunk_size=16, block_size=4, top_k=5, window=7)
-    tokens = range(length)
-    full = sum(s <= t for t in tokens for s in tokens)
-    assert causal_pairs((0, length)) == full
-    assert window_pairs(7, length) == sum(t - 7 < s <= t for t in tokens for s in tokens)
-    inside = sum(s <= t and s // 16 == t // 16 for t in tokens for s in tokens)
-    # Each token of chunk 1 sees 4 blocks, of every later chunk 5, of 4 tokens each.
-    retrieved = sum(4 * min(5, 4 * (t // 16)) for t in tokens)
-    assert span_pairs(setting, length) == inside + retrieved
-    flops = {peer.name: peer.flops for peer in peers(setting, length, "cpu", torch.float32)}
-    assert flops["SDPA full"] == 4 * 3 * 8 * full
-    assert flops["no memory"] == 4 * 3 * 8 * inside
+def test_the_oracle_is_a_backend():
+    assert ORACLE in BACKENDS
+
+
+def test_one_call_runs_every_chunk_size_and_counts_as_so_many(monkeypatch):
+    calls = []
+    monkeypatch.setattr(timing, "seconds_of", lambda call, device: 8.0 if call() is None else 0.0)
+
+    def attend(name, q, k, v):
+        calls.append(name)
+        return q * k * v
+
+    peer = Peer(REFERENCE, tuple(partial(attend, name) for name in "ab"), 1)
+    setting = Setting(heads=2, head_dim=8, chunk_sizes=(16, 32), block_size=4)
+    (record,), _ = measure(
+        [peer], setting, 40, "cpu", torch.float32, 0, modes=("forward",), repeats=2, seconds=0,
+        limits=Limits(60, 2**30),
+    )  # fmt: skip
+    assert calls == ["a", "b"] * 3  # one round to warm up and to find the memory
+    assert record["forward"]["samples"] == [4.0, 4.0]

@@ -1,0 +1,80 @@
+"""The part of ``README.md`` that committed results decide: ``python -m benchmarks.readme`` rewrites it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import FORMAT
+from benchmarks.tables import HEADINGS, left_out_lines, rows
+from benchmarks.targets import HEADINGS as TARGET_HEADINGS
+from benchmarks.targets import cells, verdicts
+
+README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+BEGIN = "<!-- attention: begin; written by python -m benchmarks.readme -->"
+END = "<!-- attention: end -->"
+
+
+def newest_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The newest result of each device, where it lies and what it says; the CPU's before the GPU's."""
+    newest: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("attention-*.json")):
+        result = json.loads(path.read_text())
+        device = result["setting"]["device"]
+        if result["format"] == FORMAT and (
+            device not in newest or newest[device][1]["measured"] <= result["measured"]
+        ):
+            newest[device] = (path, result)
+    return [newest[device] for device in sorted(newest)]
+
+
+def section(folder: Path) -> str:
+    """Targets, then for each device the machine, the table, what was left out, and the pictures."""
+    found = newest_results(folder)
+    parts = [_markdown(TARGET_HEADINGS, [cells(one) for one in verdicts([result for _, result in found])])]
+    return "\n\n".join([*parts, *(_describe(path, result) for path, result in found)])
+
+
+def _describe(path: Path, result: dict[str, Any]) -> str:
+    machine, versions, setting = result["machine"], result["versions"], result["setting"]
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    chunks = " and ".join(f"{size:,}" for size in setting["chunk_sizes"])
+    place = f"results/{path.stem}"
+    out = [f"- {line}" for line in left_out_lines(result)]
+    return "\n\n".join(
+        [
+            f"### {where}",
+            f"{setting['heads']} heads of {setting['head_dim']}, {setting['kv_heads']} key/value heads, "
+            f"chunks of {chunks}, {setting['top_k']} blocks of {setting['block_size']}, {setting['dtype']}; "
+            f"torch {versions['torch']}, commit {versions['code'].get('commit', 'unknown')}, "
+            f"{result['measured'][:10]}; load before {machine['load_before']}. All of it: `{place}.json`.",
+            _markdown(tuple(heading.replace("\n", " ").strip() for heading in HEADINGS), rows(result)),
+            *(["Left out:\n" + "\n".join(out)] if out else []),
+            f"![Time and memory by length]({place}-cost.png)",
+            f"![Share of the FLOP floor by length]({place}-floor.png)",
+        ]
+    )
+
+
+def _markdown(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rule = tuple("---" for _ in headings)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
+
+
+def rewrite(text: str, folder: Path) -> str:
+    """The README with the part between its markers made anew.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md lacks the markers {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n{section(folder)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(rewrite(README.read_text(), RESULTS))
