@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.arithmetic import causal_pairs, moba_pairs, nsa_pairs, pair_flops, window_pairs
 from benchmarks.peers import Call, LeftOut, Peer
 from benchmarks.settings import Setting
+from pipelines.machine import GIB, bytes_text
 from se_model.span.flash_package import has_flash_attn
 
 REFERENCE = "SDPA full"
@@ -24,6 +25,8 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# Of an attention that stores them; beyond it nobody would train with it, nor wait for it here.
+MOST_SCORES = 8 * GIB
 # As their authors set them: MoBA's blocks for training (arXiv 2502.13189, section 3.1), NSA's numbers
 # (arXiv 2502.11089, section 4.1). MoBA takes as many blocks as fill the sliding window.
 MOBA_BLOCK = 512
@@ -65,8 +68,16 @@ def library_peers(setting: Setting, length: int, device: str, dtype: torch.dtype
     for name, build, refusal in builders:
         # flex_attention has no backward pass on a CPU, and the packages have no kernels for one.
         reason = "runs on CUDA" if device != "cuda" else refusal
-        found.append(LeftOut(name, reason) if reason else build(setting, length))
+        found.append(LeftOut(name, reason) if reason else _build(name, build, setting, length))
     return found
+
+
+def _build(name: str, build: Callable[[Setting, int], Peer], setting: Setting, length: int) -> Peer | LeftOut:
+    """A package may lack the attention in its version, or not load: the others are measured all the same."""
+    try:
+        return build(setting, length)
+    except Exception as error:
+        return LeftOut.by(error, name, "preparing")
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, kernel: SDPBackend | None) -> Tensor:
@@ -87,6 +98,8 @@ def _kernel_peer(name: str, setting: Setting, length: int, device: str, dtype: t
         return LeftOut(kernel_name(name), f"torch: {str(error).splitlines()[0]}")
     # The math kernel stores scores and weights, and their gradients; half precision is computed in float32.
     scores = setting.heads * length**2 * max(4, dtype.itemsize) * 4 if name == "math" else 0
+    if scores > MOST_SCORES:
+        return LeftOut(kernel_name(name), f"stores every score: about {bytes_text(scores)}")
     return Peer(kernel_name(name), (attend,), _full_flops(setting, length), score_bytes=scores)
 
 
@@ -180,7 +193,9 @@ def _token_first(call: Callable[..., Tensor]) -> Call:
 
 def _probe(setting: Setting, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (
-        torch.zeros(1, 256, heads, setting.head_dim, device=device, dtype=dtype).transpose(1, 2)
+        torch.zeros(
+            (1, 256, heads, setting.head_dim), device=device, dtype=dtype, requires_grad=True
+        ).transpose(1, 2)
         for heads in (setting.heads, setting.kv_heads, setting.kv_heads)
     )
     return q, k, v

@@ -59,6 +59,12 @@ class LeftOut:
     reason: str
     failed: bool = False
 
+    @classmethod
+    def by(cls, error: Exception, name: str, when: str) -> LeftOut:
+        """Of an attention that raised, in what it was doing."""
+        message = next(iter(str(error).splitlines()), "")
+        return cls(name, f"{when}: failed: {type(error).__name__}: {message}", failed=True)
+
 
 def span_name(backend: str, selection: str) -> str:
     """What a backend's row is called."""
@@ -104,9 +110,9 @@ def _span_peer(
         for size in setting.chunk_sizes
     ]
     attends = tuple(config.bind(layer=0, step=0) for config in configs)
-    refusal = _refusal(attends[0], setting, device, dtype)
+    refusal = _refusal(name, attends[0], setting, device, dtype)
     if refusal:
-        return LeftOut(name, refusal)
+        return refusal
     selects = tuple(
         partial(
             select_blocks,
@@ -131,7 +137,7 @@ def _span_peer(
     )
 
 
-def _refusal(attend: Call, setting: Setting, device: str, dtype: torch.dtype) -> str | None:
+def _refusal(name: str, attend: Call, setting: Setting, device: str, dtype: torch.dtype) -> LeftOut | None:
     """Why the attention cannot serve such inputs, in its own words; None if it can. Tried on one token."""
     q, k, v = (
         torch.zeros(1, heads, 1, setting.head_dim, device=device, dtype=dtype, requires_grad=True)
@@ -140,7 +146,9 @@ def _refusal(attend: Call, setting: Setting, device: str, dtype: torch.dtype) ->
     try:
         attend(q, k, v)
     except ValueError as error:
-        return str(error)
+        return LeftOut(name, str(error))
+    except Exception as error:
+        return LeftOut.by(error, name, "one token")
     return None
 
 

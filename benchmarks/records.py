@@ -123,13 +123,14 @@ def _try(
     if reason:
         return LeftOut(peer.name, f"{mode}: {reason}")
     try:
+        if device == "cuda":
+            call()  # kernels are compiled and tuned in a first run, which takes memory of its own
         return peak_bytes(call, device)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return LeftOut(peer.name, f"{mode}: out of memory")
     except Exception as error:
-        message = next(iter(str(error).splitlines()), "")
-        return LeftOut(peer.name, f"{mode}: failed: {type(error).__name__}: {message}", failed=True)
+        return LeftOut.by(error, peer.name, mode)
 
 
 def _flops(peer: Peer, mode: str) -> float:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks import records, run
-from benchmarks.libraries import REFERENCE, library_peers
+from benchmarks.libraries import REFERENCE, _build, _nsa_refusal, library_peers
 from benchmarks.limits import Limits, input_bytes, output_bytes
-from benchmarks.peers import LeftOut, Peer
+from benchmarks.peers import LeftOut, Peer, _refusal, own_peers
 from benchmarks.records import MODES, measure
 from benchmarks.run import EVERYTHING, Plan, own_failures
 from benchmarks.settings import Setting
@@ -113,10 +113,36 @@ def test_a_failure_of_ours_is_told_from_a_library_s():
     [(30, 30, "16 or more"), (48, 2, "power of two"), (32, 2, None), (16, 1, None)],
 )
 def test_nsa_needs_large_groups_of_query_heads(heads, groups, reason):
-    from benchmarks.libraries import _nsa_refusal
-
     found = _nsa_refusal(Setting(heads=heads, kv_heads=groups))
     assert (found is None) if reason is None else (reason in found)
+
+
+def test_a_package_that_does_not_load_is_left_out_with_its_error():
+    def build(setting, length):
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    reason = "preparing: failed: ImportError: libcudart.so.12: cannot open shared object file"
+    assert _build("MoBA", build, SMALL, 20) == LeftOut("MoBA", reason, failed=True)
+
+
+def test_a_backend_that_raises_on_one_token_is_a_failure_and_one_that_refuses_is_not():
+    def raises(q, k, v):
+        raise KeyError(q.shape[2])
+
+    assert _refusal("new", raises, SMALL, "cpu", torch.float32) == LeftOut(
+        "new", "one token: failed: KeyError: 1", failed=True
+    )
+    found = [one for one in own_peers(SMALL, 4096, "cpu", torch.complex64) if isinstance(one, LeftOut)]
+    assert any("does not take torch.complex64" in one.reason for one in found if one.name == "SE-Attn sdpa")
+    assert not any(one.failed for one in found)
+
+
+def test_scores_are_stored_only_where_they_are_few():
+    for length, measured_there in ((8192, True), (16_384, False)):
+        found = library_peers(Setting(), length, "cpu", torch.float32)
+        math = next(one for one in found if one.name == "SDPA math")
+        assert isinstance(math, Peer) == measured_there
+    assert math.reason == "stores every score: about 16.0 GiB"
 
 
 def test_torch_s_own_kernel_is_not_measured_twice():
