@@ -79,6 +79,8 @@ def measure(
             result = _try(call, peer, mode, setting, length, device, dtype, limits)
             if isinstance(result, LeftOut):
                 left_out.append(result)
+                if device == "cuda":
+                    torch.cuda.empty_cache()
                 continue
             outputs = output_bytes(setting, length, dtype, mode)
             records[peer.name][mode] = {"peak_bytes": result, "extra_bytes": result - outputs}
@@ -127,7 +129,6 @@ def _try(
             call()  # kernels are compiled and tuned in a first run, which takes memory of its own
         return peak_bytes(call, device)
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
         return LeftOut(peer.name, f"{mode}: out of memory")
     except Exception as error:
         return LeftOut.by(error, peer.name, mode)

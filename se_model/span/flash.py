@@ -56,6 +56,7 @@ class Rows:
     """The choices of a batch as rows of queries and keys laid end to end.
 
     Attributes:
+        blocks: first token of each memory block, int64 [U].
         chunks: first token of each choice's chunk, int64 [choices].
         spans: tokens that each choice retrieves, int64 [choices].
         keys: keys of each choice, the retrieved ones among them, int64 [choices].
@@ -66,6 +67,7 @@ class Rows:
         most_keys: of any choice.
     """
 
+    blocks: Tensor
     chunks: Tensor
     spans: Tensor
     keys: Tensor
@@ -77,8 +79,12 @@ class Rows:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _rows(layout: Layout, counts: tuple[int, ...], batch: int, device: torch.device) -> Rows:
-    """Shared by the layers of a model, and by a forward call and its recomputation."""
+    """Shared by the layers of a model, and by a forward call and its recomputation.
+
+    Never made in inference mode: a later backward pass may need to save what an evaluation made.
+    """
     spans = [count * layout.block_size for count in counts]
     firsts = [
         first
@@ -93,6 +99,7 @@ def _rows(layout: Layout, counts: tuple[int, ...], batch: int, device: torch.dev
         for lengths in (queries, keys)
     )
     return Rows(
+        blocks=torch.tensor(layout.block_starts, device=device),
         chunks=torch.tensor(layout.chunk_starts, device=device),
         spans=torch.tensor(spans, device=device),
         keys=torch.tensor(keys, device=device),
@@ -115,8 +122,7 @@ def key_tokens(blocks: Tensor, rows: Rows, layout: Layout, length: int) -> Tenso
     # Where nothing is retrieved any block will do: the choice's own tokens are taken there.
     slots = (place // layout.block_size).clamp(max=blocks.shape[-1])
     ids = F.pad(blocks.clamp(min=0), (0, 1))[:, :, owners, slots]
-    starts = torch.tensor(layout.block_starts, device=device)
-    retrieved = starts[ids] + place % layout.block_size
+    retrieved = rows.blocks[ids] + place % layout.block_size
     own = rows.chunks[owners] + place - rows.spans[owners]
     tokens = torch.where(place < rows.spans[owners], retrieved, own)
     rows_before = torch.arange(blocks.shape[0], device=device)[:, None, None] * length

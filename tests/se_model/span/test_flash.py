@@ -74,6 +74,24 @@ def test_batches_and_any_top_k_are_the_oracle_s(draw, assert_same, selection, to
     assert_same(found, expected, inputs, F64)
 
 
+def test_an_evaluation_leaves_nothing_that_a_training_step_cannot_save(draw):
+    seen = []
+
+    def kernel(*given):
+        seen.extend(x for x in given if isinstance(x, Tensor))
+        return documented(*given)
+
+    layout = cut(CHUNK, BLOCK, CHUNK, (0, 59))
+    inputs = draw(59, groups=4)
+    blocks = torch.full((1, 4, 4, 0), -1)
+    with torch.inference_mode():
+        flash.attend(*inputs, blocks, layout.counts(0), layout, 0.3, kernel=kernel)
+    seen.clear()
+    flash.attend(*inputs, blocks, layout.counts(0), layout, 0.3, kernel=kernel)
+    assert len(seen) == 5
+    assert not any(x.is_inference() for x in seen)
+
+
 def test_half_precision_sums_the_gradients_of_a_key_wide(draw):
     # 64 chunks all retrieve the one block that lies before each of them, and far more than once.
     inputs = draw(1024, heads=1, groups=1, dtype=torch.bfloat16)
