@@ -7,6 +7,8 @@ carries a gradient: the choice is hard.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -66,12 +68,24 @@ def summarise(q: Tensor, k: Tensor, v: Tensor, block_size: int, scale: float, su
     dtype = torch.promote_types(q.dtype, torch.float32)
     if summary == "mean_key":
         return k.unflatten(2, (-1, block_size)).mean(3, dtype=dtype)
-    step = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
-    parts = []
-    for part in zip(*(x.split(step, dim=2) for x in (q, k, v)), strict=True):
-        q_blocks, k_blocks, v_blocks = (x.to(dtype).unflatten(2, (-1, block_size)) for x in part)
-        parts.append(_attention_summary(q_blocks, k_blocks, v_blocks, scale))
-    return torch.cat(parts, dim=2)
+    tokens = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
+    # On a CPU head by head: only a single head's blocks lie evenly apart in [B, L, H, D], and are multiplied
+    # without a copy.
+    rows, heads = (1, 1) if q.device.type == "cpu" else k.shape[:2]
+    group, blocks = q.shape[1] // k.shape[1], q.shape[2] // block_size
+    summaries = torch.empty(*q.shape[:2], blocks, q.shape[3], dtype=dtype, device=q.device)
+    for row, head, token in product(
+        range(0, k.shape[0], rows), range(0, k.shape[1], heads), range(0, k.shape[2], tokens)
+    ):
+        q_heads, k_heads = (slice(head * size, (head + heads) * size) for size in (group, 1))
+        place = slice(row, row + rows), slice(token, token + tokens)
+        q_blocks, k_blocks, v_blocks = (
+            x[place[0], part, place[1]].to(dtype).unflatten(2, (-1, block_size))
+            for x, part in ((q, q_heads), (k, k_heads), (v, k_heads))
+        )
+        written = slice(token // block_size, (token + tokens) // block_size)
+        summaries[place[0], q_heads, written] = _attention_summary(q_blocks, k_blocks, v_blocks, scale)
+    return summaries
 
 
 def _attention_summary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -83,7 +97,7 @@ def _attention_summary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     batch, heads, blocks, size, _ = q.shape
     # The query heads of a group are rows of one product with the group's keys.
     queries = q.unflatten(1, (-1, group)).transpose(2, 3).flatten(3, 4)
-    logits = queries @ k.transpose(-1, -2) * scale
+    logits = (queries @ k.transpose(-1, -2)).mul_(scale)
     weights = logits.softmax(-1).unflatten(3, (group, size)).mean(4)
     return (weights @ v).transpose(2, 3).reshape(batch, heads, blocks, -1)
 
