@@ -24,7 +24,10 @@ F32_SHORT = 1e-6
 BF16 = 2e-2
 """bfloat16 against float64: the rounding of inputs and outputs to 8 bits."""
 
-BY_DTYPE = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16}
+F16 = 2.5e-3
+"""float16 against float64: the rounding of inputs and outputs to 11 bits."""
+
+BY_DTYPE = {torch.float64: F64, torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
 
 def within(tolerance: float) -> dict[str, float]:

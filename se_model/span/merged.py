@@ -1,10 +1,9 @@
-"""Backend for the CPU: own chunk and retrieved blocks attended apart, then merged by their log-sum-exp.
+"""The sdpa backend on a CPU: attention in parts that need no mask, merged by their log-sum-exp.
 
-Neither part needs a mask (the own chunk is causal, the retrieved blocks are wholly visible), so both go
-through torch's flash kernel, which returns the log-sum-exp with the output. For normalisers a, b and outputs
-x, y of the parts, attention over both is x exp(a - c) + y exp(b - c) with c = log(exp a + exp b); the
-kernel's backward, given the merged output and c, yields each part's exact gradients. Keys are gathered again
-in the backward, not kept.
+Each part (``parts.py``) goes through torch's flash kernel, which returns the log-sum-exp with the output. For
+normalisers a, b and outputs x, y of two parts, attention over both is x + (y - x) sigmoid(b - a), and its
+normaliser log(exp a + exp b). The kernel's backward, given the merged output and normaliser, yields each
+part's exact gradients. Retrieved keys are gathered again in the backward, not kept.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from se_model.span.layout import Layout, Run
-from se_model.span.pieces import batch_pieces, give_back, retrieve, unbatch_pieces, view_run
+from se_model.span.layout import Layout
+from se_model.span.parts import Part, cut_into_parts
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -28,7 +27,7 @@ def attend(
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
-    ``counts[i]``. Returns [B, H, L, D].
+    ``counts[i]``; all on a CPU. Returns [B, H, L, D].
     """
     out: Tensor = _MergedAttention.apply(q, k, v, blocks, counts, layout, scale)
     return out
@@ -48,21 +47,10 @@ class _MergedAttention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = (_with_dense_rows(x) for x in (q, k, v))
         dtype = torch.promote_types(q.dtype, torch.float32)
-        out = torch.empty(q.shape, dtype=dtype, device=q.device)
-        normaliser = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
-        for run in layout.chunk_runs():
-            own, own_normaliser = _flash(*(batch_pieces(x, run) for x in (q, k, v)), 0.0, True, scale=scale)
-            view_run(out, run).copy_(unbatch_pieces(own, run))
-            view_run(normaliser, run).copy_(unbatch_pieces(own_normaliser, run))
-        for run in _retrieving(layout, counts):
-            keys, values = (retrieve(x, blocks, run, layout.block_size) for x in (k, v))
-            span, span_normaliser = _flash(batch_pieces(q, run), keys, values, 0.0, False, scale=scale)
-            span_normaliser = unbatch_pieces(span_normaliser, run)
-            merged = torch.logaddexp(view_run(normaliser, run), span_normaliser)
-            view_run(out, run).mul_((view_run(normaliser, run) - merged).exp_().unsqueeze(-1))
-            span_weight = (span_normaliser - merged).exp_().unsqueeze(-1)
-            view_run(out, run).addcmul_(unbatch_pieces(span, run).to(dtype), span_weight)
-            view_run(normaliser, run).copy_(merged)
+        out = _new_row(q, dtype)
+        normaliser = torch.empty(q.shape[:3], dtype=dtype)
+        for part in cut_into_parts(q, layout, counts):
+            _attend_part(part, q, k, v, blocks, out, normaliser, scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, blocks, out, normaliser)
         ctx.counts, ctx.layout, ctx.scale = counts, layout, scale
@@ -72,25 +60,56 @@ class _MergedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, blocks, out, normaliser = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
-        # The gradients of a key come from its own chunk and from every chunk that retrieved it: summed wide.
-        grads = [torch.empty(x.shape, dtype=normaliser.dtype, device=x.device) for x in (q, k, v)]
-        for run in layout.chunk_runs():
-            given = (batch_pieces(x, run) for x in (grad, q, k, v, out, normaliser))
-            for total, part in zip(grads, _flash_backward(*given, 0.0, True, scale=scale), strict=True):
-                view_run(total, run).copy_(unbatch_pieces(part, run))
-        for run in _retrieving(layout, ctx.counts):
-            keys, values = (retrieve(x, blocks, run, layout.block_size) for x in (k, v))
-            given_grad, queries, outputs, normalisers = (
-                batch_pieces(x, run) for x in (grad, q, out, normaliser)
-            )
-            for_q, for_keys, for_values = _flash_backward(
-                given_grad, queries, keys, values, outputs, normalisers, 0.0, False, scale=scale
-            )
-            view_run(grads[0], run).add_(unbatch_pieces(for_q, run))
-            give_back(grads[1], for_keys, blocks, run, layout.block_size)
-            give_back(grads[2], for_values, blocks, run, layout.block_size)
-        return *(total.to(x.dtype) for total, x in zip(grads, (q, k, v), strict=True)), None, None, None, None
+        # A key's gradient is a sum over all parts that see it: kept wide until the last.
+        for_q, for_k, for_v = grads = tuple(_new_row(x, normaliser.dtype) for x in (q, k, v))
+        for part in cut_into_parts(q, ctx.layout, ctx.counts):
+            _give_back_part(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
+        return for_q.to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None, None
+
+
+# A function each, so that what a call returns is gone before the next one.
+
+
+def _attend_part(
+    part: Part, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, out: Tensor, normaliser: Tensor, scale: float
+) -> None:
+    """Takes a part's attention into ``out`` [B, H, L, D] and ``normaliser`` [B, H, L]."""
+    queries = part.queries
+    given = (queries.batch(q), part.gather(k, blocks), part.gather(v, blocks))
+    one, one_normaliser = (queries.unbatch(x) for x in _flash(*given, 0.0, part.causal, scale=scale))
+    here, here_normaliser = queries.view(out), queries.view(normaliser)
+    if part.causal:
+        here.copy_(one)
+        here_normaliser.copy_(one_normaliser)
+    else:
+        weight = (one_normaliser - here_normaliser).sigmoid_().unsqueeze(-1)
+        here.lerp_(one.to(out.dtype), weight)
+        torch.logaddexp(here_normaliser, one_normaliser, out=here_normaliser)
+
+
+def _give_back_part(
+    part: Part,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    out: Tensor,
+    normaliser: Tensor,
+    scale: float,
+    totals: tuple[Tensor, ...],
+) -> None:
+    """Takes a part's gradients into ``totals``, those of q, k and v: [B, H, L, D], [B, G, L, D] twice."""
+    queries = part.queries
+    given = (queries.batch(grad), queries.batch(q), part.gather(k, blocks), part.gather(v, blocks))
+    results = (queries.batch(out), queries.batch(normaliser))
+    for_q, for_k, for_v = _flash_backward(*given, *results, 0.0, part.causal, scale=scale)
+    if part.causal:
+        queries.view(totals[0]).copy_(queries.unbatch(for_q))
+    else:
+        queries.view(totals[0]).add_(queries.unbatch(for_q))
+    part.give_back(totals[1], for_k, blocks)
+    part.give_back(totals[2], for_v, blocks)
 
 
 def _with_dense_rows(x: Tensor) -> Tensor:
@@ -98,5 +117,6 @@ def _with_dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _retrieving(layout: Layout, counts: tuple[int, ...]) -> list[Run]:
-    return [run for run in layout.choice_runs(counts) if run.retrieved]
+def _new_row(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unwritten, in the shape of x [B, H, L, D], laid out [B, L, H, D] as what the kernels return."""
+    return torch.empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)

@@ -8,18 +8,8 @@ from torch import Tensor
 from se_model.span.layout import Document, Run
 
 
-def view_run(x: Tensor, run: Run) -> Tensor:
-    """The run's part of a row x [B, H, L, ...], as a view [B, H, pieces, length, ...]."""
-    return x[:, :, run.tokens].unflatten(2, (run.pieces, run.length))
-
-
-def batch_pieces(x: Tensor, run: Run) -> Tensor:
-    """The run's part of a row x [B, H, L, ...], its pieces as a batch [B * pieces, H, length, ...]."""
-    return view_run(x, run).transpose(1, 2).flatten(0, 1)
-
-
 def unbatch_pieces(x: Tensor, run: Run) -> Tensor:
-    """A batch of pieces [B * pieces, H, length, ...] in the shape of ``view_run``."""
+    """A batch of a run's pieces [B * pieces, H, length, ...] as [B, H, pieces, length, ...]."""
     return x.unflatten(0, (-1, run.pieces)).transpose(1, 2)
 
 
@@ -43,10 +33,18 @@ def retrieve(x: Tensor, blocks: Tensor, run: Run, block_size: int) -> Tensor:
 
     Returns [B * pieces, G, retrieved * S, D].
     """
-    batch = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
-    head = torch.arange(x.shape[1], device=x.device)[:, None, None]
-    found = view_blocks(x, run.document, block_size)[batch, head, places(blocks, run)]
-    return found.transpose(1, 2).flatten(3, 4).flatten(0, 1)
+    found = gather_blocks(view_blocks(x, run.document, block_size), places(blocks, run))
+    return found.transpose(1, 2).flatten(0, 1)
+
+
+def gather_blocks(x: Tensor, where: Tensor) -> Tensor:
+    """x: blocks [B, G, U, S, D]; where: which of them, [B, G, ..., K] -> [B, G, ..., K * S, D]."""
+    batch, heads = x.shape[:2]
+    rows = where.flatten(2)
+    row = torch.arange(batch, device=x.device)[:, None, None]
+    head = torch.arange(heads, device=x.device)[:, None]
+    found = x[row, head, rows].unflatten(2, where.shape[2:])
+    return found.flatten(-3, -2)
 
 
 def give_back(total: Tensor, part: Tensor, blocks: Tensor, run: Run, block_size: int) -> None:

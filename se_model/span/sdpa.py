@@ -1,44 +1,25 @@
-"""Backend for any device: torch's scaled_dot_product_attention over the retrieved blocks and the own chunk.
-
-Keys are [retrieved ; own chunk], as in the paper (section 3.2). A chunk's queries are preceded by as many
-zero queries as there are retrieved tokens, so that the plain causal mask, which every fused kernel has, lets
-the real ones see all that was retrieved and their own chunk causally; the zero queries' outputs are dropped.
-"""
+"""The sdpa backend: torch's scaled_dot_product_attention; on a CPU the kernels under it (``merged.py``)."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from se_model.span import masked, merged, prepended
 from se_model.span.layout import Layout
-from se_model.span.pieces import retrieve, unbatch_pieces
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
 ) -> Tensor:
-    """Each chunk's attention over itself and the blocks its choice names (paper, section 3.2).
+    """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, T, K], of which choice i uses the first
-    ``counts[i]``; one choice for each chunk. Returns [B, H, L, D].
+    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
+    ``counts[i]``. Returns [B, H, L, D].
     """
-    grouped = q.shape[1] != k.shape[1]
-    runs = list(layout.choice_runs(counts))
-    # One split, whose backward is a single concatenation; a slice's backward fills a whole row's gradient.
-    lengths = [run.pieces * run.length for run in runs]
-    outputs = []
-    for run, *own in zip(runs, *(x.split(lengths, dim=2) for x in (q, k, v)), strict=True):
-        queries, keys, values = (
-            x.unflatten(2, (run.pieces, run.length)).transpose(1, 2).flatten(0, 1) for x in own
-        )
-        span = run.retrieved * layout.block_size
-        if span:
-            queries = F.pad(queries, (0, 0, span, 0))
-            keys = torch.cat([retrieve(k, blocks, run, layout.block_size), keys], dim=2)
-            values = torch.cat([retrieve(v, blocks, run, layout.block_size), values], dim=2)
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
-        )
-        outputs.append(unbatch_pieces(out[:, :, span:], run).flatten(2, 3))
-    return torch.cat(outputs, dim=2)
+    if q.device.type == "cpu":
+        way = merged.attend
+    elif layout.refresh == layout.chunk_size:
+        way = prepended.attend
+    else:
+        way = masked.attend
+    return way(q, k, v, blocks, counts, layout, scale)

@@ -1,0 +1,62 @@
+"""How the causal triangle of a chunk is cut into squares and small triangles: integers only, no tensors.
+
+A kernel that skips the future only in coarse steps computes much of it in vain (torch's CPU flash kernel: in
+steps of 512 keys, a quarter more than the triangle of 2,048 tokens). So the triangle is halved, and halved
+again: its lower left quarter is a square wholly in the past, what remains are two triangles of half the side.
+Only the smallest, on the diagonal, are attended causally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Of the triangles on the diagonal. Shorter, and the products in the kernel become too small to be quick.
+SIDE = 128
+# Queries attended in one call, where that does not cut a tile: bounds the memory of its results.
+TOKENS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Equal rectangles of the triangle, one every ``step`` tokens; token positions count from its start.
+
+    Attributes:
+        start: the first rectangle's first key.
+        step: tokens from one rectangle's first key to the next one's.
+        count: how many.
+        keys: keys in each.
+        queries: queries in each, which follow its keys; with ``causal`` they are its keys.
+        causal: whether each is a triangle itself.
+    """
+
+    start: int
+    step: int
+    count: int
+    keys: int
+    queries: int
+    causal: bool
+
+
+def cut_triangle(length: int) -> Iterator[Tiles]:
+    """Every (query, key) pair of ``length`` tokens with the key not after the query, exactly once.
+
+    The causal tiles come first and hold every token once.
+    """
+    yield from _cut_row(0, SIDE, length // SIDE, SIDE, SIDE, causal=True)
+    if rest := length % SIDE:
+        yield Tiles(length - rest, rest, 1, rest, rest, causal=True)
+    side = SIDE
+    while side < length:
+        pairs, rest = divmod(length, 2 * side)
+        yield from _cut_row(0, 2 * side, pairs, side, side, causal=False)
+        if rest > side:
+            yield Tiles(length - rest, rest, 1, side, rest - side, causal=False)
+        side *= 2
+
+
+def _cut_row(start: int, step: int, count: int, keys: int, queries: int, *, causal: bool) -> Iterator[Tiles]:
+    """``count`` rectangles, as many at once as ``TOKENS_AT_ONCE`` allows."""
+    at_once = max(1, TOKENS_AT_ONCE // queries)
+    for first in range(0, count, at_once):
+        yield Tiles(start + first * step, step, min(at_once, count - first), keys, queries, causal)
