@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from se_model.span import merged, naive, sdpa, selection
+from se_model.span import naive, sdpa, selection
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +70,6 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
-            name="merged",
-            attend=merged.attend,
-            choose_blocks=selection.choose_blocks,
-            devices=frozenset({"cpu"}),
-            dtypes=_FLOATS,
-            grouped=True,
-            packed=True,
-            selections=frozenset({"chunk", "causal"}),
-        ),
-        Backend(
             name="sdpa",
             attend=sdpa.attend,
             choose_blocks=selection.choose_blocks,
@@ -87,7 +77,7 @@ BACKENDS: dict[str, Backend] = {
             dtypes=_FLOATS,
             grouped=True,
             packed=True,
-            selections=frozenset({"chunk"}),
+            selections=frozenset({"chunk", "causal"}),
         ),
         Backend(
             name="naive",

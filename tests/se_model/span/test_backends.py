@@ -12,10 +12,9 @@ from se_model.span.backends import BACKENDS, Request, resolve
 from tests.tolerances import BY_DTYPE, F64, within
 
 WAYS = [
-    ("merged", "chunk", None),
     ("sdpa", "chunk", None),
-    ("merged", "causal", None),
-    ("merged", "causal", 8),
+    ("sdpa", "causal", None),
+    ("sdpa", "causal", 8),
 ]
 ROWS = [(0, n) for n in (1, 3, 4, 5, 15, 17, 31, 33, 64, 67)] + [(0, 7, 40, 41, 90), (0, 16, 48, 53)]
 
@@ -50,7 +49,7 @@ def test_backend_equals_the_oracle_in_every_dtype(
     assert_same(fast, oracle, (q, k, v), tolerance)
 
 
-@pytest.mark.parametrize("backend", ["naive", "sdpa", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 def test_memory_layout_makes_no_difference(draw, assert_same, backend):
     q, k, v = draw(40)
     options = {"chunk_size": 16, "block_size": 4, "top_k": 3, "backend": backend}
@@ -96,7 +95,7 @@ def test_ties_go_to_the_earlier_block_whatever_the_backend(
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0),
     }
     assert torch.equal(
-        select_blocks(q, k, k, **options, backend="merged"),
+        select_blocks(q, k, k, **options, backend="sdpa"),
         select_blocks(q, k, k, **options, backend="naive"),
     )
 

@@ -19,7 +19,7 @@ def changed_at(inputs, token):
     return copies
 
 
-@pytest.mark.parametrize("backend", ["naive", "sdpa", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("token", TOKENS)
 def test_with_the_choice_held_fixed_a_token_changes_no_earlier_output(draw, backend, token):
     inputs = draw(LENGTH)
@@ -30,7 +30,7 @@ def test_with_the_choice_held_fixed_a_token_changes_no_earlier_output(draw, back
     assert not torch.allclose(after[:, :, token], before[:, :, token])
 
 
-@pytest.mark.parametrize("backend", ["naive", "sdpa", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("token", TOKENS)
 def test_an_output_s_gradient_reaches_no_later_token(draw, backend, token):
     inputs = draw(LENGTH)
@@ -39,7 +39,7 @@ def test_an_output_s_gradient_reaches_no_later_token(draw, backend, token):
         assert torch.count_nonzero(gradient[:, :, token + 1 :]) == 0
 
 
-@pytest.mark.parametrize("backend", ["naive", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("refresh", [None, 2, 8, 16])
 @pytest.mark.parametrize("token", TOKENS)
 def test_causal_selection_lets_no_token_change_an_earlier_output_or_choice(draw, backend, refresh, token):

@@ -12,7 +12,7 @@ from tests.tolerances import F64
 LENGTHS = [1, 3, 4, 5, 15, 16, 17, 31, 33, 64, 67]
 PACKED = [(0, 7, 40, 41, 90), (0, 16, 48, 53)]
 ROWS = [(0, length) for length in LENGTHS] + PACKED
-WAYS = [("naive", "chunk"), ("sdpa", "chunk"), ("merged", "chunk"), ("naive", "causal"), ("merged", "causal")]
+WAYS = [("naive", "chunk"), ("sdpa", "chunk"), ("naive", "causal"), ("sdpa", "causal")]
 
 
 @pytest.mark.parametrize(("backend", "selection"), WAYS)
@@ -48,7 +48,7 @@ def test_no_block_gives_attention_inside_each_chunk(draw, assert_same, bounds, b
     assert_same(span, inside, (q, k, v), F64)
 
 
-@pytest.mark.parametrize("backend", ["naive", "sdpa", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 def test_a_batch_and_an_own_scale_keep_the_limit(draw, assert_same, backend):
     q, k, v = draw(37, batch=3)
     span = se_attention(q, k, v, chunk_size=16, block_size=4, top_k=100, scale=0.7, backend=backend)

@@ -29,7 +29,7 @@ def test_naive_is_attention_under_the_mask_that_its_blocks_spell_out(
     assert_same(se_attention(q, k, v, **options), masked_attention(q, k, v, visible), (q, k, v), F64)
 
 
-@pytest.mark.parametrize("backend", ["naive", "merged", "sdpa"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 def test_a_choice_worked_by_hand(backend):
     # Blocks of 2, chunks of 4, one head of width 1. Mean keys 1, 5, -3, 2, 2, 0; queries sum to 36, 4, -4.
     k = torch.tensor([0.0, 2, 4, 6, -3, -3, 2, 2, 1, 3, 0, 0]).view(1, 1, 12, 1)
@@ -39,7 +39,7 @@ def test_a_choice_worked_by_hand(backend):
     assert blocks.tolist() == [[[[-1, -1], [0, 1], [0, 2]]]]
 
 
-@pytest.mark.parametrize("backend", ["naive", "merged", "sdpa"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("scale", [0.02, 4.0])
 def test_the_attention_summary_is_the_mean_of_the_block_s_attention_over_itself(draw, backend, scale):
     q, k, v = (x.detach() for x in draw(64, heads=2, groups=1))
@@ -60,7 +60,7 @@ def test_the_attention_summary_is_the_mean_of_the_block_s_attention_over_itself(
     assert blocks[0, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("backend", ["naive", "merged"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize(("selection", "refresh"), [("chunk", None), ("causal", 2)])
 def test_gradients_are_those_of_finite_differences(draw, backend, selection, refresh):
     inputs = draw(11, heads=2, groups=1, width=3)

@@ -9,7 +9,7 @@ from se_model.span import se_attention, select_blocks
 from tests.tolerances import F64
 
 ROWS = [(0, 1, 2, 3), (0, 5, 40, 41, 90), (0, 16, 48, 53), (0, 100, 150), (0, 33)]
-WAYS = [("naive", "chunk"), ("sdpa", "chunk"), ("merged", "chunk"), ("naive", "causal"), ("merged", "causal")]
+WAYS = [("naive", "chunk"), ("sdpa", "chunk"), ("naive", "causal"), ("sdpa", "causal")]
 OPTIONS = {"chunk_size": 16, "block_size": 4, "top_k": 2}
 
 
