@@ -1,8 +1,7 @@
 """Span-expanded attention as a sequence of parts, each one call of a kernel without a mask.
 
 A part is a set of queries with keys that they see wholly, or a causal triangle. The triangles come first and
-hold every query once. A row is cut into parts of about a thousand tokens, so that what the calls return stays
-small beside it.
+hold every query once. Parts are small beside the row, so that what the calls return is.
 """
 
 from __future__ import annotations
@@ -16,7 +15,12 @@ from torch import Tensor
 from se_model.span.layout import Layout, Run
 from se_model.span.pieces import give_back, retrieve
 from se_model.span.stretches import Stretches
-from se_model.span.triangle import TOKENS_AT_ONCE, Tiles, cut_triangle
+from se_model.span.triangle import Tiles, cut_triangle
+
+# A part has at least so many queries or retrieved keys, where that does not cut a tile, and otherwise this
+# share of the row: many small calls cost time, a few large ones memory.
+_TOKENS = 1024
+_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,14 @@ def cut_into_parts(q: Tensor, layout: Layout, counts: tuple[int, ...]) -> Iterat
 
     ``counts``: how many blocks each choice retrieves.
     """
+    tokens = max(_TOKENS, q.shape[2] // _SHARE)
     # The kernel's backward works through one head of one batch element per thread.
-    least = -(-2 * torch.get_num_threads() // q.shape[1])
-    for rows, run in _split(layout.chunk_runs(), q.shape[0], layout.block_size, least):
-        for tiles in cut_triangle(run.length):
+    pieces = -(-2 * torch.get_num_threads() // q.shape[1])
+    for rows, run in _split(layout.chunk_runs(), q.shape[0], layout.block_size, tokens, pieces):
+        for tiles in cut_triangle(run.length, tokens):
             yield _own_part(rows, run, tiles)
     retrieving = (run for run in layout.choice_runs(counts) if run.retrieved)
-    for rows, run in _split(retrieving, q.shape[0], layout.block_size, least):
+    for rows, run in _split(retrieving, q.shape[0], layout.block_size, tokens, pieces):
         queries = Stretches(rows, run.start, run.pieces, run.length, 1, run.length, run.length)
         yield RetrievedPart(queries, run, layout.block_size)
 
@@ -96,13 +101,15 @@ def _own_part(rows: slice, run: Run, tiles: Tiles) -> OwnPart:
     return OwnPart(replace(keys, start=start + tiles.keys, length=tiles.queries), keys, causal=False)
 
 
-def _split(runs: Iterable[Run], batch: int, block_size: int, least: int) -> Iterator[tuple[slice, Run]]:
+def _split(
+    runs: Iterable[Run], batch: int, block_size: int, tokens: int, least: int
+) -> Iterator[tuple[slice, Run]]:
     """Rows and a part of a run, over and over, until every run is used up in every row.
 
-    A part has about ``TOKENS_AT_ONCE`` queries or retrieved keys, and ``least`` pieces if there are so many.
+    A part has about ``tokens`` queries or retrieved keys, and ``least`` pieces if there are so many.
     """
     for run in runs:
-        wanted = max(least, TOKENS_AT_ONCE // max(run.length, run.retrieved * block_size))
+        wanted = max(least, tokens // max(run.length, run.retrieved * block_size))
         pieces, rows = min(wanted, run.pieces), max(1, wanted // run.pieces)
         for row in range(0, batch, rows):
             for piece in range(0, run.pieces, pieces):

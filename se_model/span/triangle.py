@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 # Of the triangles on the diagonal. Shorter, and the products in the kernel become too small to be quick.
 SIDE = 128
-# Queries attended in one call, where that does not cut a tile: bounds the memory of its results.
-TOKENS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,25 @@ class Tiles:
     causal: bool
 
 
-def cut_triangle(length: int) -> Iterator[Tiles]:
+def cut_triangle(length: int, tokens: int) -> Iterator[Tiles]:
     """Every (query, key) pair of ``length`` tokens with the key not after the query, exactly once.
 
-    The causal tiles come first and hold every token once.
+    Equal tiles come together, as long as they have no more than ``tokens`` queries. The causal ones come
+    first and hold every token once.
     """
-    yield from _cut_row(0, SIDE, length // SIDE, SIDE, SIDE, causal=True)
+    yield from _cut_row(SIDE, length // SIDE, SIDE, SIDE, tokens, causal=True)
     if rest := length % SIDE:
         yield Tiles(length - rest, rest, 1, rest, rest, causal=True)
     side = SIDE
     while side < length:
         pairs, rest = divmod(length, 2 * side)
-        yield from _cut_row(0, 2 * side, pairs, side, side, causal=False)
+        yield from _cut_row(2 * side, pairs, side, side, tokens, causal=False)
         if rest > side:
             yield Tiles(length - rest, rest, 1, side, rest - side, causal=False)
         side *= 2
 
 
-def _cut_row(start: int, step: int, count: int, keys: int, queries: int, *, causal: bool) -> Iterator[Tiles]:
-    """``count`` rectangles, as many at once as ``TOKENS_AT_ONCE`` allows."""
-    at_once = max(1, TOKENS_AT_ONCE // queries)
+def _cut_row(step: int, count: int, keys: int, queries: int, tokens: int, *, causal: bool) -> Iterator[Tiles]:
+    at_once = max(1, tokens // queries)
     for first in range(0, count, at_once):
-        yield Tiles(start + first * step, step, min(at_once, count - first), keys, queries, causal)
+        yield Tiles(first * step, step, min(at_once, count - first), keys, queries, causal)

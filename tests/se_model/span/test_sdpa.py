@@ -24,8 +24,7 @@ WAYS = [
 def small_parts(monkeypatch):
     """Cuts short rows as long ones are cut: triangles of 4 tokens, 8 tokens in a call."""
     monkeypatch.setattr(triangle, "SIDE", 4)
-    for module in (triangle, parts):
-        monkeypatch.setattr(module, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(parts, "_TOKENS", 8)
 
 
 def prepared(inputs, bounds, refresh, selection, *, vary=False):

@@ -22,14 +22,13 @@ def pairs_of(tiles, length):
 @pytest.mark.parametrize("length", range(1, 71))
 def test_every_pair_is_in_one_tile(monkeypatch, length, at_once):
     monkeypatch.setattr(triangle, "SIDE", 4)
-    monkeypatch.setattr(triangle, "TOKENS_AT_ONCE", at_once)
-    seen = sum(pairs_of(tiles, length) for tiles in cut_triangle(length))
+    seen = sum(pairs_of(tiles, length) for tiles in cut_triangle(length, at_once))
     assert torch.equal(seen, torch.ones(length, length, dtype=torch.int64).tril())
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 129, 255, 257, 384, 1337, 2048, 4096])
 def test_causal_tiles_come_first_and_hold_every_token_once(length):
-    tiles = list(cut_triangle(length))
+    tiles = list(cut_triangle(length, 1024))
     causal = [tile.causal for tile in tiles]
     assert causal == sorted(causal, reverse=True)
     tokens = [
@@ -44,10 +43,10 @@ def test_causal_tiles_come_first_and_hold_every_token_once(length):
 
 def test_a_long_chunk_computes_little_of_the_future():
     # A causal tile is computed as the whole square.
-    computed = sum(tile.count * tile.queries * tile.keys for tile in cut_triangle(2048))
+    computed = sum(tile.count * tile.queries * tile.keys for tile in cut_triangle(2048, 1024))
     assert computed < 1.07 * 2048 * 2049 / 2
 
 
 def test_no_call_has_many_queries_unless_a_single_tile_has():
-    for tile in cut_triangle(8192):
-        assert tile.count == 1 or tile.count * tile.queries <= triangle.TOKENS_AT_ONCE
+    for tile in cut_triangle(8192, 1024):
+        assert tile.count == 1 or tile.count * tile.queries <= 1024
