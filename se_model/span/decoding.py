@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
-from se_model.span.selection import _relevancy, rank_blocks, summarise
+from se_model.span.selection import rank_blocks, relevance, summarise
 
 
 @dataclass(frozen=True)
@@ -204,5 +204,5 @@ def _choose(judges: Tensor, summaries: Tensor, group: int, options: SpanOptions,
     width = min(options.top_k, candidates)
     if width == 0:
         return torch.empty(judges.shape[0], heads, 0, dtype=torch.int64, device=judges.device)
-    relevancy = _relevancy(judges[:, :, None], summaries[:, :, :candidates], heads)
+    relevancy = relevance(judges[:, :, None], summaries[:, :, :candidates], heads)
     return rank_blocks(relevancy, layout.documents[0], layout, width, group)[:, :, 0]

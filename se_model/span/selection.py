@@ -53,7 +53,7 @@ def _choose(
         rows = max(1, _SCORES_AT_ONCE // (k.shape[0] * k.shape[1] * candidates))
         for first in range(0, choices, rows):
             last = min(first + rows, choices)
-            relevancy = _relevancy(sums[:, :, first:last], summaries, k.shape[1])
+            relevancy = relevance(sums[:, :, first:last], summaries, k.shape[1])
             ids = rank_blocks(relevancy, document, layout, width, first)
             chosen[:, :, document.first_choice + first : document.first_choice + last] = ids
     return chosen
@@ -115,7 +115,7 @@ def sum_queries(q: Tensor, size: int) -> Tensor:
     return torch.cat([sums, q[:, :, whole:].sum(2, keepdim=True, dtype=dtype)], dim=2)
 
 
-def _relevancy(sums: Tensor, summaries: Tensor, groups: int) -> Tensor:
+def relevance(sums: Tensor, summaries: Tensor, groups: int) -> Tensor:
     """R_ij, summed over the query heads of each key/value head.
 
     sums: [B, H, choices, D]; summaries: [B, H, U, D], or [B, G, U, D] for a summary that a group shares
