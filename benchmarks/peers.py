@@ -21,7 +21,7 @@ from benchmarks.settings import Setting
 from se_model.baselines import NoMemoryConfig, S2Config, SlidingWindowConfig
 from se_model.baselines.s2 import group_bounds
 from se_model.span import SpanConfig, select_blocks
-from se_model.span.backends import BACKENDS
+from se_model.span.backends import BACKENDS, Request
 
 OURS = "SE-Attn"
 SELECTIONS = ("chunk", "causal")
@@ -110,9 +110,18 @@ def _span_peer(
         for size in setting.chunk_sizes
     ]
     attends = tuple(config.bind(layer=0, step=0) for config in configs)
-    refusal = _refusal(name, attends[0], setting, device, dtype)
+    request = Request(
+        device=device,
+        dtype=dtype,
+        head_dim=setting.head_dim,
+        block_size=setting.block_size,
+        grouped=setting.kv_heads != setting.heads,
+        gradients=True,
+        selection=selection,
+    )
+    refusal = BACKENDS[backend].refusal(request)
     if refusal:
-        return refusal
+        return LeftOut(name, refusal)
     selects = tuple(
         partial(
             select_blocks,
@@ -135,21 +144,6 @@ def _span_peer(
         _mean(choices),
         selects if setting.top_k else (),
     )
-
-
-def _refusal(name: str, attend: Call, setting: Setting, device: str, dtype: torch.dtype) -> LeftOut | None:
-    """Why the attention cannot serve such inputs, in its own words; None if it can. Tried on one token."""
-    q, k, v = (
-        torch.zeros(1, heads, 1, setting.head_dim, device=device, dtype=dtype, requires_grad=True)
-        for heads in (setting.heads, setting.kv_heads, setting.kv_heads)
-    )
-    try:
-        attend(q, k, v)
-    except ValueError as error:
-        return LeftOut(name, str(error))
-    except Exception as error:
-        return LeftOut.by(error, name, "one token")
-    return None
 
 
 def _mean(numbers: list[int]) -> int:

@@ -10,11 +10,39 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from se_model.span import naive, sdpa, selection
+from se_model.span import flash, fused, naive, sdpa, selection
+from se_model.span.flash_package import has_flash_attn
+from se_model.span.triton_package import has_triton, is_interpreting
 
 logger = logging.getLogger(__name__)
 
-_FLOATS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+_HALVES = frozenset({torch.bfloat16, torch.float16})
+_FLOATS = _HALVES | {torch.float64, torch.float32}
+_SELECTIONS = frozenset({"chunk", "causal"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks of a backend.
+
+    Attributes:
+        device: its type, such as "cuda".
+        head_dim: D.
+        block_size: S.
+        grouped: fewer key/value heads than query heads.
+        packed: several documents in the row.
+        gradients: some input needs one.
+        selection: "chunk" or "causal".
+    """
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    block_size: int = 32
+    grouped: bool = False
+    packed: bool = False
+    gradients: bool = False
+    selection: str = "chunk"
 
 
 @dataclass(frozen=True)
@@ -22,47 +50,64 @@ class Backend:
     """One way to compute span-expanded attention, and what it can serve.
 
     Attributes:
-        attend: (q, k, v, blocks, counts, layout, scale) -> output, differentiable.
+        attend: (q, k, v, blocks, counts, layout, scale) -> output, differentiable if ``gradients``.
         choose_blocks: (q, k, v, layout, top_k=, scale=, summary=, causal=) -> block ids.
         devices: device types; empty for any.
+        interpreted_devices: device types beyond those, in triton's interpreter, which "auto" never takes.
+        dtypes: of q, k and v.
+        largest_head_dim: None for any.
+        head_dim_multiple: what has to divide D.
+        largest_block_size: None for any.
         grouped: whether key/value heads may be fewer than query heads.
         packed: whether a row may hold several documents.
+        gradients: whether it can be trained through.
         selections: which of "chunk" and "causal".
+        installed: whether the package that it needs is there; ``package`` names it.
     """
 
     name: str
     attend: Callable[..., Tensor]
     choose_blocks: Callable[..., Tensor]
-    devices: frozenset[str]
-    dtypes: frozenset[torch.dtype]
-    grouped: bool
-    packed: bool
-    selections: frozenset[str]
+    devices: frozenset[str] = frozenset()
+    interpreted_devices: frozenset[str] = frozenset()
+    dtypes: frozenset[torch.dtype] = _FLOATS
+    largest_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    largest_block_size: int | None = None
+    grouped: bool = True
+    packed: bool = True
+    gradients: bool = True
+    selections: frozenset[str] = _SELECTIONS
+    package: str | None = None
+    installed: Callable[[], bool] = lambda: True
 
-    def refusal(self, request: Request) -> str | None:
-        """Why the backend cannot serve the request; None if it can."""
-        if self.devices and request.device not in self.devices:
+    def refusal(self, request: Request, *, interpreted: bool = False) -> str | None:
+        """Why the backend cannot serve the request; None if it can.
+
+        ``interpreted`` allows the devices on which only triton's interpreter runs.
+        """
+        devices = self.devices | (self.interpreted_devices if interpreted else frozenset())
+        if self.devices and request.device not in devices:
             return f"runs on {', '.join(sorted(self.devices))}, not on {request.device}"
+        if not self.installed():
+            return f"needs the package {self.package}, which is not installed"
         if request.dtype not in self.dtypes:
             return f"does not take {request.dtype}"
+        if self.largest_head_dim is not None and request.head_dim > self.largest_head_dim:
+            return f"takes head dimensions up to {self.largest_head_dim}, not {request.head_dim}"
+        if request.head_dim % self.head_dim_multiple:
+            return f"takes head dimensions that {self.head_dim_multiple} divides, not {request.head_dim}"
+        if self.largest_block_size is not None and request.block_size > self.largest_block_size:
+            return f"takes memory blocks of up to {self.largest_block_size} tokens, not {request.block_size}"
         if request.grouped and not self.grouped:
             return "takes as many key/value heads as query heads"
         if request.packed and not self.packed:
             return "does not take packed documents"
+        if request.gradients and not self.gradients:
+            return "has no gradients"
         if request.selection not in self.selections:
             return f"does not serve selection={request.selection!r}"
         return None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a call asks of a backend."""
-
-    device: str
-    dtype: torch.dtype
-    grouped: bool
-    packed: bool
-    selection: str
 
 
 # In the order in which "auto" tries them.
@@ -70,25 +115,30 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
-            name="sdpa",
-            attend=sdpa.attend,
-            choose_blocks=selection.choose_blocks,
-            devices=frozenset(),
-            dtypes=_FLOATS,
-            grouped=True,
-            packed=True,
-            selections=frozenset({"chunk", "causal"}),
+            name="fused",
+            attend=fused.attend,
+            choose_blocks=fused.choose_blocks,
+            devices=frozenset({"cuda"}),
+            interpreted_devices=frozenset({"cpu"}),
+            dtypes=_HALVES | {torch.float32},
+            largest_head_dim=256,
+            largest_block_size=128,
+            package="triton",
+            installed=has_triton,
         ),
         Backend(
-            name="naive",
-            attend=naive.attend,
-            choose_blocks=naive.choose_blocks,
-            devices=frozenset(),
-            dtypes=_FLOATS,
-            grouped=True,
-            packed=True,
-            selections=frozenset({"chunk", "causal"}),
+            name="flash",
+            attend=flash.attend,
+            choose_blocks=selection.choose_blocks,
+            devices=frozenset({"cuda"}),
+            dtypes=_HALVES,
+            largest_head_dim=256,
+            head_dim_multiple=8,
+            package="flash-attn",
+            installed=has_flash_attn,
         ),
+        Backend(name="sdpa", attend=sdpa.attend, choose_blocks=selection.choose_blocks),
+        Backend(name="naive", attend=naive.attend, choose_blocks=naive.choose_blocks),
     )
 }
 
@@ -113,7 +163,7 @@ def resolve(name: str, request: Request) -> Backend:
     """
     if name != "auto":
         backend = find_backend(name)
-        reason = backend.refusal(request)
+        reason = backend.refusal(request, interpreted=is_interpreting())
         if reason:
             raise ValueError(f'backend {name!r} {reason}; choose another or "auto"')
         return backend

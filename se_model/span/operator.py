@@ -61,7 +61,7 @@ def se_attention(
     options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh)
     layout = _cut(q, k, v, options, cu_seqlens)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen_backend = resolve(backend, _request(q, k, layout, selection))
+    chosen_backend = resolve(backend, _request(q, k, v, layout, selection))
     if blocks is None:
         counts = layout.counts(top_k)
         blocks = chosen_backend.choose_blocks(
@@ -104,7 +104,7 @@ def select_blocks(
     """
     options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh)
     layout = _cut(q, k, v, options, cu_seqlens)
-    blocks = resolve(backend, _request(q, k, layout, selection)).choose_blocks(
+    blocks = resolve(backend, _request(q, k, v, layout, selection)).choose_blocks(
         q,
         k,
         v,
@@ -159,11 +159,14 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, cu_seqlens: Tens
     return cut(options.chunk_size, options.block_size, options.queries_per_choice, bounds)
 
 
-def _request(q: Tensor, k: Tensor, layout: Layout, selection: str) -> Request:
+def _request(q: Tensor, k: Tensor, v: Tensor, layout: Layout, selection: str) -> Request:
     return Request(
         device=q.device.type,
         dtype=q.dtype,
+        head_dim=q.shape[3],
+        block_size=layout.block_size,
         grouped=q.shape[1] != k.shape[1],
         packed=len(layout.bounds) > 2,
+        gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)),
         selection=selection,
     )

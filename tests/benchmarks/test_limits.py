@@ -6,7 +6,7 @@ import torch
 from benchmarks import records, run
 from benchmarks.libraries import REFERENCE, _build, _nsa_refusal, library_peers
 from benchmarks.limits import Limits, input_bytes, output_bytes
-from benchmarks.peers import LeftOut, Peer, _refusal, own_peers
+from benchmarks.peers import LeftOut, Peer, own_peers
 from benchmarks.records import MODES, measure
 from benchmarks.run import EVERYTHING, Plan, own_failures
 from benchmarks.settings import Setting
@@ -125,15 +125,12 @@ def test_a_package_that_does_not_load_is_left_out_with_its_error():
     assert _build("MoBA", build, SMALL, 20) == LeftOut("MoBA", reason, failed=True)
 
 
-def test_a_backend_that_raises_on_one_token_is_a_failure_and_one_that_refuses_is_not():
-    def raises(q, k, v):
-        raise KeyError(q.shape[2])
-
-    assert _refusal("new", raises, SMALL, "cpu", torch.float32) == LeftOut(
-        "new", "one token: failed: KeyError: 1", failed=True
-    )
+def test_a_backend_that_refuses_is_left_out_in_its_own_words():
     found = [one for one in own_peers(SMALL, 4096, "cpu", torch.complex64) if isinstance(one, LeftOut)]
-    assert any("does not take torch.complex64" in one.reason for one in found if one.name == "SE-Attn sdpa")
+    reasons = {one.name: one.reason for one in found}
+    assert reasons["SE-Attn sdpa"] == "does not take torch.complex64"
+    # Triton's interpreter, in which tests run its kernels, is no backend to be timed.
+    assert reasons["SE-Attn fused"] == "runs on cuda, not on cpu"
     assert not any(one.failed for one in found)
 
 

@@ -21,7 +21,7 @@ from tests.tolerances import F64
         ({"chunk_sizes": 64, "selection": "causl"}, "selection must be one of chunk, causal; not 'causl'"),
         (
             {"chunk_sizes": 64, "backend": "fast"},
-            "backend must be auto or one of merged, sdpa, naive; not 'fast'",
+            "backend must be auto or one of fused, flash, sdpa, naive; not 'fast'",
         ),
         ({"chunk_sizes": 64, "refresh": 8}, 'refresh needs selection="causal"'),
         ({"chunk_sizes": 64, "selection": "causal", "refresh": 24}, "refresh must divide chunk_size 64"),

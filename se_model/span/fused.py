@@ -1,0 +1,83 @@
+"""Backend for a GPU: Triton kernels that read retrieved blocks where they lie, and never copy one.
+
+Saved for the backward are the inputs, the output and the log-sum-exp. Needs triton; without a GPU it runs in
+triton's interpreter (TRITON_INTERPRET=1), as the tests do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from se_model.span.layout import Layout
+from se_model.span.triton_package import is_interpreting
+
+_LOG2_E = 1.4426950408889634
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+) -> Tensor:
+    """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
+
+    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], ascending, then -1; ``counts`` says
+    the same of every choice and is not needed. Returns [B, H, L, D].
+    """
+    out: Tensor = _FusedAttention.apply(q, k, v, blocks, layout, scale)
+    return out
+
+
+@torch.no_grad()
+def choose_blocks(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, top_k: int, scale: float, summary: str, causal: bool
+) -> Tensor:
+    """The ids of the blocks that each choice retrieves; as ``se_model.span.selection.choose_blocks``."""
+    from se_model.span.kernels import launch
+
+    width = min(top_k, layout.most_candidates)
+    if width == 0:
+        return torch.empty(*k.shape[:2], layout.choices, 0, dtype=torch.int64, device=k.device)
+    q, k, v = (_with_dense_rows(x) for x in (q, k, v))
+    mean_key = summary == "mean_key"
+    summaries = launch.summarise(q, k, v, layout, scale * _LOG2_E, mean_key, upcast=_upcast(q))
+    sums = launch.sum_queries(q, layout)
+    return launch.choose(sums, summaries, layout, k.shape[1], width, causal=causal)
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
+        from se_model.span.kernels import launch
+
+        q, k, v = (_with_dense_rows(x) for x in (q, k, v))
+        out, normalisers = launch.attend(q, k, v, blocks, layout, scale * _LOG2_E, upcast=_upcast(q))
+        ctx.save_for_backward(q, k, v, blocks, out, normalisers)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from se_model.span.kernels import launch
+
+        q, k, v, blocks, out, normalisers = ctx.saved_tensors
+        grad = _with_dense_rows(grad)
+        deltas = launch.deltas(out, grad)
+        given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.scale, ctx.scale * _LOG2_E)
+        for_q = launch.query_gradients(*given, upcast=_upcast(q))
+        for_k, for_v = launch.key_gradients(*given, upcast=_upcast(q))
+        return for_q, for_k, for_v, None, None, None
+
+
+def _with_dense_rows(x: Tensor) -> Tensor:
+    """The kernels read any strides but the last dimension's."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _upcast(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and is_interpreting()

@@ -1,0 +1,139 @@
+"""Kernels that choose memory blocks: summaries, sums of queries, relevancies ranked tile by tile.
+
+Products are in full float32 here: a choice that rounding turned would be another attention.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from se_model.span.kernels.common import load_rows
+
+NOTHING = tl.constexpr(-(2**63))
+BEYOND = tl.constexpr(2**31 - 1)
+
+
+@triton.jit(do_not_specialize=["block_count"])
+def summarise_kernel(
+    q, k, v, summaries, blocks,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    block_count, heads, groups, scale,
+    D: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    MEAN_KEY: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """c_j, one program per block and (batch, head); a document's partial last block is left out.
+
+    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int32 [U, 2]; scale: of the logits, times log2(e) ->
+    summaries: float32 [B, H, U, D]; for ``MEAN_KEY`` the heads are the key/value heads.
+    """
+    block = tl.program_id(0)
+    first, end = tl.load(blocks + block * 2), tl.load(blocks + block * 2 + 1)
+    if end - first == S:
+        row = tl.program_id(1)
+        batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+        group = head // (heads // groups)
+        rows = tl.arange(0, BLOCK_S)
+        inside = rows < S
+        keys = load_rows(k + batch * k_batch + group * k_head, first + rows, inside, k_token, D, BLOCK_D)
+        if MEAN_KEY:
+            summary = tl.sum(keys.to(tl.float32), 0) / S
+        else:
+            queries = load_rows(
+                q + batch * q_batch + head * q_head, first + rows, inside, q_token, D, BLOCK_D
+            )
+            values = load_rows(
+                v + batch * v_batch + group * v_head, first + rows, inside, v_token, D, BLOCK_D
+            )
+            if UPCAST:
+                queries = queries.to(tl.float32)
+                keys = keys.to(tl.float32)
+            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            logits = tl.where(inside[None, :], logits, float("-inf"))
+            weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
+            weights = tl.where(inside[:, None], weights / tl.sum(weights, 1)[:, None], 0.0)
+            # The mean of softmax(Q K^T) V over its rows is the mean of the softmax, times V.
+            summary = tl.sum((tl.sum(weights, 0) / S)[:, None] * values.to(tl.float32), 0)
+        columns = tl.arange(0, BLOCK_D)
+        place = summaries + (row.to(tl.int64) * block_count + block) * D + columns
+        tl.store(place, summary, mask=columns < D)
+
+
+@triton.jit(do_not_specialize=["choices"])
+def sum_queries_kernel(
+    q, sums, choice_tiles,
+    q_batch, q_head, q_token,
+    choices, heads,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Sum of each choice's queries, one program per choice and (batch, head).
+
+    q: [B, H, L, D]; choice_tiles: int32 [choices, 2] -> sums: float32 [B, H, choices, D].
+    """
+    choice = tl.program_id(0)
+    first, end = tl.load(choice_tiles + choice * 2), tl.load(choice_tiles + choice * 2 + 1)
+    row = tl.program_id(1)
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    q += batch * q_batch + head * q_head
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for token in range(first, end, BLOCK_M):
+        tokens = token + tl.arange(0, BLOCK_M)
+        total += tl.sum(load_rows(q, tokens, tokens < end, q_token, D, BLOCK_D).to(tl.float32), 0)
+    columns = tl.arange(0, BLOCK_D)
+    place = sums + (row.to(tl.int64) * choices + choice) * D + columns
+    tl.store(place, total, mask=columns < D)
+
+
+@triton.jit
+def _rank(relevancy, blocks):
+    """One int64 for each (relevancy, block): larger is more relevant, then earlier. Shaped as ``relevancy``.
+
+    An IEEE float's bits, the lower 31 inverted where it is negative, are in the order of the floats. The low
+    half holds the block's id, its 31 bits inverted, so that the earlier of equals ranks higher.
+    """
+    bits = tl.where(relevancy == 0, 0.0, relevancy).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) | (blocks.to(tl.int64) ^ BEYOND)
+
+
+@triton.jit(do_not_specialize=["block_count", "choices", "width"])
+def choose_kernel(
+    sums, summaries, candidates, chosen,
+    block_count, choices, width,
+    SHARING: tl.constexpr, SUMMARY_SHARING: tl.constexpr, SHIFT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The most relevant blocks of ``BLOCK_T`` choices, one program per such tile and (batch, key/value head).
+
+    sums: float32 [B, G * SHARING, choices, D]; summaries: float32 [B, G * SUMMARY_SHARING, U, D], where
+    SUMMARY_SHARING is SHARING or 1; candidates: int32 [choices, 2]; SHIFT: how many choices before its own
+    judge -> chosen: int64 [B, G, choices, width], ascending, -1 where there is none.
+    """
+    row = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    inside = at < choices
+    lowest = tl.load(candidates + at * 2, mask=inside, other=BEYOND)
+    highest = tl.load(candidates + at * 2 + 1, mask=inside, other=0)
+    judges = tl.maximum(at - SHIFT, 0)
+    best = tl.full([BLOCK_T, BLOCK_WIDTH], NOTHING, tl.int64)
+    for start in range(tl.min(tl.where(highest > lowest, lowest, BEYOND)), tl.max(highest), BLOCK_U):
+        blocks = start + tl.arange(0, BLOCK_U)
+        relevancy = tl.zeros([BLOCK_T, BLOCK_U], tl.float32)
+        for head in range(0, SHARING):
+            queries = load_rows(sums + (row * SHARING + head) * choices * D, judges, inside, D, D, BLOCK_D)
+            summary_head = row * SUMMARY_SHARING + head % SUMMARY_SHARING
+            rows = load_rows(
+                summaries + summary_head * block_count * D, blocks, blocks < block_count, D, D, BLOCK_D
+            )
+            relevancy += tl.dot(queries, tl.trans(rows), input_precision="ieee")
+        open_ = (blocks[None, :] >= lowest[:, None]) & (blocks[None, :] < highest[:, None])
+        ranks = tl.where(open_, _rank(relevancy, blocks[None, :]), NOTHING)
+        both = tl.join(best, tl.topk(ranks, BLOCK_WIDTH))
+        best = tl.topk(tl.reshape(both, [BLOCK_T, 2 * BLOCK_WIDTH]), BLOCK_WIDTH)
+    slots = tl.arange(0, BLOCK_WIDTH)[None, :]
+    # More may have been kept than are wanted: tiles are powers of two.
+    found = (best != NOTHING) & (slots < width)
+    ids = tl.sort(tl.where(found, (best & 0xFFFFFFFF) ^ BEYOND, BEYOND))
+    place = chosen + (row * choices + at.to(tl.int64)[:, None]) * width + slots
+    tl.store(place, tl.where(ids == BEYOND, -1, ids), mask=inside[:, None] & (slots < width))

@@ -1,0 +1,109 @@
+"""Compiles every kernel of the backend ``fused`` for a GPU that need not be there: ``python FILE``.
+
+triton brings its own assembler, so what a kernel would need of a GPU is known without one. Prints a JSON list
+with one object per kernel and setting.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from se_model.span.kernels import backward, forward, selection, tables
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+ROWS = ("q", "k", "v", "out", "grad", "for_q", "for_k", "for_v")
+FLOATS = ("normalisers", "deltas", "sums", "summaries")
+INTEGERS = ("tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates")
+BLOCK_SIZE, TOP_K = 32, 8
+
+
+def settings(width: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any], int, int]]:
+    """(kernel, its compile-time arguments, warps, stages) as ``launch.py`` starts them."""
+    block_d = max(16, triton.next_power_of_2(width))
+    tiling = tables.choose_tiling(block_d, dtype, interpreted=False)
+    common = {"D": width, "S": BLOCK_SIZE, "BLOCK_D": block_d, "BLOCK_WIDTH": TOP_K, "UPCAST": False}
+    both, span = tiling.for_keys, {"BLOCK_M": tiling.for_keys.queries, "BLOCK_N": BLOCK_SIZE}
+    ways: list[tuple[Any, dict[str, Any], int, int]] = [
+        (kernel, {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "RETRIEVED": True}, tile.warps, tile.stages)
+        for kernel, tile in (
+            (forward.attend_kernel, tiling.forward),
+            (backward.query_gradients_kernel, tiling.for_queries),
+            (backward.chunk_gradients_kernel, both),
+        )
+    ]
+    ways.append((backward.span_gradients_kernel, span, both.warps, both.stages))
+    small = {
+        "BLOCK_M": 64, "BLOCK_S": BLOCK_SIZE, "BLOCK_T": 16, "BLOCK_U": 64, "MEAN_KEY": False,
+        "SHARING": 1, "SUMMARY_SHARING": 1, "SHIFT": 0,
+    }  # fmt: skip
+    for kernel in (
+        backward.delta_kernel,
+        selection.summarise_kernel,
+        selection.sum_queries_kernel,
+        selection.choose_kernel,
+    ):
+        ways.append((kernel, small, 4, 3))
+    return [(kernel, common | own, warps, stages) for kernel, own, warps, stages in ways]
+
+
+def compile_kernel(
+    kernel: Any, constants: dict[str, Any], dtype: torch.dtype, warps: int, stages: int, capability: int
+) -> dict[str, Any]:
+    """What the compiled kernel needs: shared memory in bytes, registers, bytes of registers spilled."""
+    names: list[str] = kernel.arg_names
+    types = dict.fromkeys(ROWS, "*" + NAMES[dtype]) | dict.fromkeys(FLOATS, "*fp32")
+    types |= dict.fromkeys(INTEGERS, "*i32") | {"chosen": "*i64"}
+    types |= {"scale": "fp32", "scale_base_2": "fp32"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "i32") for name in names}
+    used = {(names.index(name),): value for name, value in constants.items() if name in names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if signature[name].startswith("*") or name.endswith(("_batch", "_head", "_token"))
+    }
+    source = ASTSource(kernel, signature, used, aligned)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx: str = compiled.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        architecture = re.search(r"\.target (\w+)", ptx)[1]
+        assembler = get_ptxas(capability).path
+        command = [assembler, "-v", f"--gpu-name={architecture}", str(path), "-o", str(path) + ".cubin"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "kernel": kernel.__name__,
+        "shared": compiled.metadata.shared,
+        "registers": int(re.search(r"Used (\d+) registers", said)[1]),
+        "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]),
+        "tensor_cores": "wgmma" in ptx or "mma.sync" in ptx,
+    }
+
+
+def main() -> None:
+    results = []
+    for capability, width, dtype in [
+        (90, 128, torch.bfloat16),
+        (90, 64, torch.float16),
+        (80, 128, torch.bfloat16),
+        (80, 64, torch.float32),
+    ]:
+        for kernel, constants, warps, stages in settings(width, dtype):
+            result = compile_kernel(kernel, constants, dtype, warps, stages, capability)
+            results.append({"capability": capability, "width": width, "dtype": str(dtype), **result})
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The Triton kernels compile for GPUs, fit their shared memory and use their tensor cores, without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+ROOT = SCRIPT.parents[3]
+SHARED_MEMORY_OF_AN_A100 = 163 * 1024
+ATTENTION = {
+    "attend_kernel",
+    "query_gradients_kernel",
+    "chunk_gradients_kernel",
+    "span_gradients_kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    # Its own process: kernels that were defined for the interpreter cannot be compiled.
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_fits_the_shared_memory(compiled):
+    for each in compiled:
+        assert each["shared"] <= SHARED_MEMORY_OF_AN_A100, each
+
+
+def test_attention_in_half_precision_uses_tensor_cores_and_keeps_its_registers(compiled):
+    halves = [each for each in compiled if each["kernel"] in ATTENTION and "float32" not in each["dtype"]]
+    assert len(halves) == 3 * len(ATTENTION)
+    for each in halves:
+        assert each["tensor_cores"], each
+        assert each["spilled"] <= 256, each
