@@ -17,8 +17,8 @@ from se_model.span.pieces import give_back, retrieve
 from se_model.span.stretches import Stretches
 from se_model.span.triangle import Tiles, cut_triangle
 
-# A part has at least so many queries or retrieved keys, where that does not cut a tile, and otherwise this
-# share of the row: many small calls cost time, a few large ones memory.
+# How many queries or retrieved keys a part has where no tile is larger: so many, or one in so many of a
+# long row's tokens. Many small calls cost time, a few large ones memory.
 _TOKENS = 1024
 _SHARE = 8
 
