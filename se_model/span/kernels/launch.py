@@ -94,13 +94,14 @@ def key_gradients(
 def summarise(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale_base_2: float, mean_key: bool, *, upcast: bool
 ) -> Tensor:
-    """Summary of every whole block: float32 [B, H, U, D], of a ``mean_key`` [B, G, U, D]."""
+    """Summaries, float32 [B, H, U, D], of a ``mean_key`` [B, G, U, D]; zeros for blocks nobody can choose."""
     heads = k.shape[1] if mean_key else q.shape[1]
-    blocks = tables.block_table(layout, q.device)
-    # Partial blocks are left out, being nobody's candidates; but what is read beside others must be finite.
-    summaries = torch.zeros(q.shape[0], heads, len(blocks), q.shape[3], dtype=torch.float32, device=q.device)
+    blocks = tables.retrievable_blocks(layout, q.device)
+    shape = (q.shape[0], heads, layout.blocks, q.shape[3])
+    # Not unwritten: what is read beside a candidate may be infinite or no number, and would spoil it.
+    summaries = torch.zeros(shape, dtype=torch.float32, device=q.device)
     selection.summarise_kernel[(len(blocks), q.shape[0] * heads)](
-        q, k, v, summaries, blocks, *_strides(q, k, v), len(blocks), heads, k.shape[1], scale_base_2,
+        q, k, v, summaries, blocks, *_strides(q, k, v), layout.blocks, heads, k.shape[1], scale_base_2,
         q.shape[3], layout.block_size, _block_d(q), tables.tile_of(layout.block_size),
         mean_key, upcast, num_warps=8 if _block_d(q) * q.element_size() > 512 else 4,
     )  # fmt: skip

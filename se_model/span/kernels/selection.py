@@ -22,41 +22,36 @@ def summarise_kernel(
     D: tl.constexpr, S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
     MEAN_KEY: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """c_j, one program per block and (batch, head); a document's partial last block is left out.
+    """c_j, one program per block and (batch, head).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int32 [U, 2]; scale: of the logits, times log2(e) ->
-    summaries: float32 [B, H, U, D]; for ``MEAN_KEY`` the heads are the key/value heads.
+    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int32 [programs, 2] of ``tables.retrievable_blocks``; scale:
+    of the logits, times log2(e) -> summaries: float32 [B, H, U, D]; for ``MEAN_KEY`` the heads are the
+    key/value heads.
     """
-    block = tl.program_id(0)
-    first, end = tl.load(blocks + block * 2), tl.load(blocks + block * 2 + 1)
-    if end - first == S:
-        row = tl.program_id(1)
-        batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
-        group = head // (heads // groups)
-        rows = tl.arange(0, BLOCK_S)
-        inside = rows < S
-        keys = load_rows(k + batch * k_batch + group * k_head, first + rows, inside, k_token, D, BLOCK_D)
-        if MEAN_KEY:
-            summary = tl.sum(keys.to(tl.float32), 0) / S
-        else:
-            queries = load_rows(
-                q + batch * q_batch + head * q_head, first + rows, inside, q_token, D, BLOCK_D
-            )
-            values = load_rows(
-                v + batch * v_batch + group * v_head, first + rows, inside, v_token, D, BLOCK_D
-            )
-            if UPCAST:
-                queries = queries.to(tl.float32)
-                keys = keys.to(tl.float32)
-            logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
-            logits = tl.where(inside[None, :], logits, float("-inf"))
-            weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
-            weights = tl.where(inside[:, None], weights / tl.sum(weights, 1)[:, None], 0.0)
-            # The mean of softmax(Q K^T) V over its rows is the mean of the softmax, times V.
-            summary = tl.sum((tl.sum(weights, 0) / S)[:, None] * values.to(tl.float32), 0)
-        columns = tl.arange(0, BLOCK_D)
-        place = summaries + (row.to(tl.int64) * block_count + block) * D + columns
-        tl.store(place, summary, mask=columns < D)
+    first, block = tl.load(blocks + tl.program_id(0) * 2), tl.load(blocks + tl.program_id(0) * 2 + 1)
+    row = tl.program_id(1)
+    batch, head = (row // heads).to(tl.int64), (row % heads).to(tl.int64)
+    group = head // (heads // groups)
+    rows = tl.arange(0, BLOCK_S)
+    inside = rows < S
+    keys = load_rows(k + batch * k_batch + group * k_head, first + rows, inside, k_token, D, BLOCK_D)
+    if MEAN_KEY:
+        summary = tl.sum(keys.to(tl.float32), 0) / S
+    else:
+        queries = load_rows(q + batch * q_batch + head * q_head, first + rows, inside, q_token, D, BLOCK_D)
+        values = load_rows(v + batch * v_batch + group * v_head, first + rows, inside, v_token, D, BLOCK_D)
+        if UPCAST:
+            queries = queries.to(tl.float32)
+            keys = keys.to(tl.float32)
+        logits = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        logits = tl.where(inside[None, :], logits, float("-inf"))
+        weights = tl.exp2(logits - tl.max(logits, 1)[:, None])
+        weights = tl.where(inside[:, None], weights / tl.sum(weights, 1)[:, None], 0.0)
+        # The mean of softmax(Q K^T) V over its rows is the mean of the softmax, times V.
+        summary = tl.sum((tl.sum(weights, 0) / S)[:, None] * values.to(tl.float32), 0)
+    columns = tl.arange(0, BLOCK_D)
+    place = summaries + (row.to(tl.int64) * block_count + block) * D + columns
+    tl.store(place, summary, mask=columns < D)
 
 
 @triton.jit(do_not_specialize=["choices"])

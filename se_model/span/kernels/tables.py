@@ -134,6 +134,20 @@ def block_table(layout: Layout, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+def retrievable_blocks(layout: Layout, device: torch.device) -> Tensor:
+    """(first token, id) of every block that is some choice's candidate, a whole one: int32 [blocks, 2]."""
+    return _table(
+        (
+            (document.start + block * layout.block_size, document.first_block + block)
+            for document in layout.documents
+            for block in range(layout.candidates(layout.choices_of(document) - 1))
+        ),
+        2,
+        device,
+    )
+
+
+@lru_cache(maxsize=256)
 def candidate_table(layout: Layout, device: torch.device) -> Tensor:
     """(first candidate, end) of every choice, in ids of blocks: int32 [choices, 2]."""
     return _table(
