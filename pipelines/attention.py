@@ -27,6 +27,11 @@ class AttentionSection(Section):
     draws: ClassVar[bool] = False
     """Whether this attention draws random numbers and so takes a seed."""
 
+    @property
+    def largest_chunk(self) -> int | None:
+        """The most tokens that attend together as one chunk; None where the attention has no chunks."""
+        return None
+
     def build(self, seed: int) -> AttentionConfig:
         """Returns the attention for `se_model.attach`; `seed` decides what is drawn at random."""
         from se_model.attentions import ATTENTION_KINDS
@@ -40,6 +45,11 @@ class _Chunked(AttentionSection):
 
     chunk_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2048, 4096)
     draws: ClassVar[bool] = True
+
+    @property
+    def largest_chunk(self) -> int:
+        """The largest of `chunk_sizes`."""
+        return max(self.chunk_sizes)
 
     @field_validator("chunk_sizes", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 Position `p` of the endless stream of rows belongs to epoch `p // rows`, whose order is a permutation drawn
 from (seed, epoch). Step `s` takes the `rows_per_step` positions after those of the steps before it. So the
 data cursor of a checkpoint *is* its step, resuming skips nothing by reading, and the rows of a step do not
-depend on the number of workers.
+depend on the number of workers, nor on how many of them share a row.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class MicroBatch:
     """Rows that go through the model together.
 
     Attributes:
-        number: counts the micro-batches of all steps and all workers from 0. Chunk sizes and dropout are
-            drawn from it, so they do not depend on which worker computes the micro-batch.
+        number: counts the micro-batches of all steps and all groups from 0. Chunk sizes and dropout are
+            drawn from it, so they do not depend on which group computes the micro-batch.
         rows: indices into the corpus.
     """
 
@@ -71,36 +71,46 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a step's rows are dealt to workers."""
+    """How a step's rows are dealt to data-parallel groups.
+
+    Attributes:
+        rows_per_step: rows of one update, over all groups.
+        micro_batch_rows: rows that go through the model together.
+        groups: data-parallel groups. Without context parallelism each worker is one; with it the workers of a
+            group run the same micro-batches, each its part of every row (see `pipelines.train.layout`).
+
+    Raises:
+        ValueError: the rows are no whole number of micro-batches for every group.
+    """
 
     rows_per_step: int
     micro_batch_rows: int
-    workers: int
+    groups: int
 
     def __post_init__(self) -> None:
-        together = self.micro_batch_rows * self.workers
+        together = self.micro_batch_rows * self.groups
         if self.rows_per_step < 1 or self.rows_per_step % together:
             raise ValueError(
-                f"{self.rows_per_step} rows per step cannot be dealt to {self.workers} workers in "
-                f"micro-batches of {self.micro_batch_rows}: it must be a multiple of {together}"
+                f"{self.rows_per_step} rows per step cannot be dealt to {self.groups} data-parallel groups "
+                f"in micro-batches of {self.micro_batch_rows}: it must be a multiple of {together}"
             )
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches that each worker runs in one step."""
-        return self.rows_per_step // (self.micro_batch_rows * self.workers)
+        """Micro-batches that each group runs in one step."""
+        return self.rows_per_step // (self.micro_batch_rows * self.groups)
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of one step, over all workers."""
+        """Micro-batches of one step, over all groups."""
         return self.rows_per_step // self.micro_batch_rows
 
     def step_rows(self, order: RowOrder, step: int) -> list[int]:
-        """Returns all rows of step `step` (counted from 1), for all workers."""
+        """Returns all rows of step `step` (counted from 1), for all groups."""
         return order.at((step - 1) * self.rows_per_step, self.rows_per_step)
 
-    def micro_batches(self, order: RowOrder, step: int, rank: int) -> list[MicroBatch]:
-        """Returns what worker `rank` runs in step `step` (counted from 1), in order."""
+    def micro_batches(self, order: RowOrder, step: int, group: int) -> list[MicroBatch]:
+        """Returns what data-parallel group `group` runs in step `step` (counted from 1), in order."""
         rows = self.step_rows(order, step)
         first = (step - 1) * self.micro_batches_per_step
         return [
@@ -108,7 +118,7 @@ class BatchPlan:
                 first + index,
                 tuple(rows[index * self.micro_batch_rows : (index + 1) * self.micro_batch_rows]),
             )
-            for index in range(rank, self.micro_batches_per_step, self.workers)
+            for index in range(group, self.micro_batches_per_step, self.groups)
         ]
 
 

@@ -18,6 +18,7 @@ from se_model.loss import causal_lm_loss
 
 if TYPE_CHECKING:
     from pipelines.train.stage import TrainStage
+    from se_model.parallel import SequenceShard
 
 _BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default. Buffers of this size are allocated whole, so small models get smaller ones."""
@@ -30,9 +31,14 @@ class LossModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        """Returns the summed loss of `input_ids: [B, L]`; see `se_model.loss.causal_lm_loss`."""
-        return causal_lm_loss(self.model, input_ids, cu_seqlens=cu_seqlens)[0]
+    def forward(
+        self, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard | None = None
+    ) -> Tensor:
+        """Returns the summed loss of `input_ids: [B, L]`, or of this worker's `shard` of them.
+
+        See `se_model.loss.causal_lm_loss`.
+        """
+        return causal_lm_loss(self.model, input_ids, cu_seqlens=cu_seqlens, shard=shard)[0]
 
 
 class Engine:
@@ -82,9 +88,11 @@ class Engine:
         """The language model, its weights possibly split over the workers (ZeRO-3)."""
         return self._engine.module.model
 
-    def loss_sum(self, input_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        """Returns the summed loss of one micro-batch, `[]`, with its graph."""
-        return self._engine(input_ids, cu_seqlens)
+    def loss_sum(
+        self, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard | None = None
+    ) -> Tensor:
+        """Returns the summed loss of one micro-batch, or of this worker's shard, `[]`, with its graph."""
+        return self._engine(input_ids, cu_seqlens, shard)
 
     def backward(self, loss_sum: Tensor, targets: int) -> None:
         """Adds a micro-batch's share of the gradients.
@@ -93,7 +101,9 @@ class Engine:
             loss_sum: what `loss_sum` returned.
             targets: predicted tokens of the whole step, over all workers.
         """
-        # DeepSpeed averages over the workers; the loss is a sum over them divided by the targets of all.
+        # DeepSpeed averages over the workers; the loss is a sum over them divided by the targets of all. Under
+        # context parallelism too: a worker's loss is that of its shard, and what other workers' losses owe to
+        # its tokens comes back to it through the exchanges.
         self._engine.backward(loss_sum * (self._workers / targets), scale_wrt_gas=False)
 
     def finish_micro_batch(self) -> None:

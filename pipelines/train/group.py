@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import EspanError
+from pipelines.train.layout import Layout
 
 if TYPE_CHECKING:
     import torch
+
+    from se_model.parallel import ContextParallelGroup
 
 Result = TypeVar("Result")
 
@@ -75,6 +79,28 @@ class Group:
             raise EspanError(problems[0])
         # Some worker failed unless all of them have a result.
         return result  # type: ignore[return-value]
+
+
+@contextmanager
+def context_group(group: Group, layout: Layout) -> Iterator[ContextParallelGroup | None]:
+    """Yields the workers that share this worker's rows; None where every worker has rows of its own.
+
+    Every worker calls it.
+    """
+    if layout.context_parallel == 1:
+        yield None
+        return
+    import torch.distributed
+
+    from se_model.parallel import ContextParallelGroup
+
+    # Each call makes one group and takes all workers, those outside of it too, in the same order.
+    made = [torch.distributed.new_group(layout.ranks_of(each)) for each in range(layout.groups)]
+    own = made[layout.group_of(group.rank)]
+    yield ContextParallelGroup(own)
+    # Not after a failure: other workers may still wait in an exchange, and taking the group down would wait
+    # with them. The process ends then, and its groups with it.
+    torch.distributed.destroy_process_group(own)
 
 
 def ray_train_group() -> Group:

@@ -56,7 +56,7 @@ def worker_bytes(stage: TrainStage, sizes: Sizes, sequence_length: int) -> int:
     weights = sizes.parameters * weight / (workers if zero == 3 else 1)
     gradients = trained * weight / (workers if zero >= 2 else 1)
     optimizer = trained * 12 / workers  # fp32 weights and the two moments of Adam
-    tokens = stage.micro_batch_rows * sequence_length
+    tokens = stage.micro_batch_rows * sequence_length // stage.context_parallel
     layer = tokens * sizes.hidden * _ACTIVATIONS_PER_LAYER * weight
     kept = tokens * sizes.hidden * sizes.layers * 4 + layer
     activations = kept if stage.activation_checkpointing else layer * sizes.layers

@@ -13,6 +13,7 @@ from pipelines.models import load_model
 from pipelines.prepare.shards import Manifest
 from pipelines.train.job import TrainJob
 from se_model import apply_hylora, attach, coverage
+from se_model.attach import check_parallel
 
 COVERAGE_FILE = "coverage.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,7 +38,10 @@ def training_model(job: TrainJob, manifest: Manifest) -> nn.Module:
         trained = (
             model.requires_grad_(True) if stage.hylora is None else apply_hylora(model, stage.hylora.build())
         )
-        return attach(trained, stage.attention.build(job.seed))
+        attached = attach(trained, stage.attention.build(job.seed))
+        if stage.context_parallel > 1:
+            check_parallel(attached)
+        return attached
     except ValueError as error:
         raise EspanError(f"{job.model.name} cannot be trained as asked: {error}") from error
 

@@ -14,17 +14,24 @@ from pipelines.machine import bytes_text, total_memory
 from pipelines.models import check_model, external_files
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
+from pipelines.train.architecture import model_configuration
 from pipelines.train.config import DeepSpeed, HyLora, NewModel, Resources
+from pipelines.train.layout import Layout
 from pipelines.train.memory import local_training, model_sizes, worker_bytes
 from pipelines.train.schedule import Schedule
+from pipelines.train.shares import check_groups, check_layers, check_rows, row_tokens
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class _Packed(Protocol):
-    """What a prepare stage says of its rows."""
+class _Rows(Protocol):
+    """What a prepare stage, and its manifest, say of rows."""
 
-    sequence_length: int
+    @property
+    def sequence_length(self) -> int: ...
+
+    @property
+    def packing(self) -> str: ...
 
 
 class TrainStage(Stage):
@@ -39,7 +46,8 @@ class TrainStage(Stage):
         tokens_per_step: tokens that go into one update, over all workers.
         micro_batch_rows: rows that one worker runs through the model together.
         workers: Ray Train workers; each holds a share of every step's rows.
-        context_parallel: workers that share one row; only 1 for now.
+        context_parallel: workers that share each row, equal parts of it; divides `workers`. A row then needs
+            as much memory per worker as one of that fraction of its length.
         deepspeed: how training state is split over the workers.
         learning_rate: the highest; `schedule` says how it gets there and goes down again.
         weight_decay: of matrices; vectors (norms, biases) never decay.
@@ -55,7 +63,15 @@ class TrainStage(Stage):
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset(
-        {"workers", "checkpoint_every", "keep_checkpoints", "max_failures", "log_every", "resources"}
+        {
+            "workers",
+            "context_parallel",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_failures",
+            "log_every",
+            "resources",
+        }
     )
 
     data: str
@@ -83,10 +99,7 @@ class TrainStage(Stage):
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> TrainStage:
-        if self.context_parallel != 1:
-            raise InvalidKeyError(
-                "context_parallel", "splitting one row over workers is not supported yet; use 1"
-            )
+        check_groups(self)
         if self.schedule.warmup_steps >= self.steps:
             raise InvalidKeyError("schedule.warmup_steps", f"must be less than steps ({self.steps})")
         if isinstance(self.model, NewModel) and self.hylora is not None:
@@ -104,53 +117,96 @@ class TrainStage(Stage):
         manifest = storage.join(self.data, MANIFEST)
         return (manifest, *external_files(self.model)) if isinstance(self.model, str) else (manifest,)
 
+    @property
+    def layout(self) -> Layout:
+        """Which workers share rows."""
+        return Layout(self.workers, self.context_parallel)
+
     def check(self, context: CheckContext) -> None:
-        """Refuses a missing corpus or model, steps that are not whole rows, and what cannot fit in memory."""
-        length = self._sequence_length(context)
+        """Refuses a missing corpus or model, rows that do not fit steps or workers, and what cannot fit in
+        memory.
+        """
+        rows = self._rows(context)
+        length = rows.sequence_length
         self.rows_per_step(length)
+        check_rows(self, length, rows.packing == "documents")
         if isinstance(self.model, str):
             check_model("model", self.model, context)
         else:
             self._check_new_model()
+        check_layers(self, context)
         self._check_memory(length, context)
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
-        """Shapes of a step, length of the training, memory of a worker."""
-        length = self._sequence_length(context)
+        """Shapes of a step, length of the training, memory of a worker; who shares rows, and at what cost."""
+        corpus = self._rows(context)
+        length = corpus.sequence_length
         rows = self.rows_per_step(length)
-        accumulation = rows // (self.workers * self.micro_batch_rows)
+        groups = self.layout.groups
+        micro_batches = rows // (groups * self.micro_batch_rows)
         sizes = model_sizes(self, context)
         needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
+        dealt = f"{groups} workers" if self.context_parallel == 1 else f"{groups} data-parallel groups"
         return {
-            "shapes": f"{rows} rows of {length:,} tokens a step: {self.workers} workers "
-            f"x {accumulation} micro-batches x {self.micro_batch_rows} rows",
+            "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
+            f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
             "memory": needed if isinstance(needed, str) else f"about {bytes_text(needed)} a worker",
+            **self._parallel_plan(length, corpus.packing == "documents", micro_batches, context),
         }
 
     def rows_per_step(self, sequence_length: int) -> int:
         """Returns how many rows of `sequence_length` tokens make up a step.
 
         Raises:
-            InvalidKeyError: `tokens_per_step` is not a whole number of micro-batches for every worker.
+            InvalidKeyError: `tokens_per_step` is not a whole number of micro-batches for every data-parallel
+                group.
         """
-        unit = sequence_length * self.workers * self.micro_batch_rows
+        groups = self.layout.groups
+        unit = sequence_length * groups * self.micro_batch_rows
         if self.tokens_per_step % unit:
             nearest = max(1, round(self.tokens_per_step / unit)) * unit
+            dealt = f"{groups} workers"
+            if self.context_parallel > 1:
+                dealt = f"{groups} groups of {self.context_parallel} workers"
             raise InvalidKeyError(
                 "tokens_per_step",
                 f"{self.tokens_per_step} is not a multiple of {unit} ({sequence_length} tokens in a row x "
-                f"{self.workers} workers x {self.micro_batch_rows} rows in a micro-batch); "
-                f"the nearest that is: {nearest}",
+                f"{dealt} x {self.micro_batch_rows} rows in a micro-batch); the nearest that is: {nearest}",
             )
         return self.tokens_per_step // sequence_length
 
-    def _sequence_length(self, context: CheckContext) -> int:
+    def _parallel_plan(
+        self, length: int, packed: bool, micro_batches: int, context: CheckContext
+    ) -> dict[str, str]:
+        if self.context_parallel == 1:
+            return {}
+        from pipelines.train.exchange import exchange_text, exchanged
+        from se_model.parallel.formula import Share
+
+        share = Share(
+            ranks=self.context_parallel,
+            rows=1 if packed else self.micro_batch_rows,
+            tokens=row_tokens(self, length, packed),
+            itemsize=2 if self.precision == "bf16" else 4,
+            packed=packed,
+        )
+        configuration = model_configuration(self, context)
+        exchange = "unknown until the model is here"
+        if configuration is not None:
+            exchange = exchange_text(exchanged(self, configuration, share, micro_batches))
+        return {
+            "layout": f"{self.layout.groups} data-parallel groups x {self.context_parallel} context-parallel "
+            f"ranks, {share.own_tokens:,} of {share.tokens:,} tokens a rank",
+            "exchange": exchange,
+        }
+
+    def _rows(self, context: CheckContext) -> _Rows:
         earlier = context.require_stage_or_path("data", self.data, kinds=("prepare",))
         if earlier is not None:
-            return cast(_Packed, earlier.stage).sequence_length
+            return cast(_Rows, earlier.stage)
         try:
-            return read_manifest(self.data).sequence_length
+            return read_manifest(self.data)
         except EspanError as error:
             raise InvalidKeyError("data", str(error)) from error
 

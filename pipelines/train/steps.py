@@ -8,17 +8,30 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipelines.errors import EspanError
-from pipelines.train.batches import BatchPlan, MicroBatch, RowOrder, Rows, model_input, target_count
+from pipelines.train.batches import (
+    BatchPlan,
+    MicroBatch,
+    ModelInput,
+    RowOrder,
+    Rows,
+    model_input,
+    target_count,
+)
 from pipelines.train.engine import Engine
 from pipelines.train.group import Group
+from pipelines.train.layout import Layout
 from pipelines.train.stage import TrainStage
 from se_model.attach import set_step
 from se_model.span.statistics import record_selections
+
+if TYPE_CHECKING:
+    from se_model.parallel import ContextParallelGroup, SequenceShard
 
 DROPOUT_STREAM = 0x64726F70
 """Keeps dropout apart from other random numbers drawn from the same seed."""
@@ -31,6 +44,7 @@ class Steps:
     Attributes:
         packed: rows hold documents that must not see each other.
         seed: of dropout.
+        context: the workers that share this worker's rows; None where it has rows of its own.
     """
 
     stage: TrainStage
@@ -41,6 +55,12 @@ class Steps:
     order: RowOrder
     packed: bool
     seed: int
+    context: ContextParallelGroup | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Who shares rows with whom."""
+        return Layout(self.group.size, 1 if self.context is None else self.context.size)
 
     def run(self, step: int) -> dict[str, float]:
         """Runs step `step` (counted from 1) and returns its metrics, the same on every worker.
@@ -52,7 +72,7 @@ class Steps:
         started = time.perf_counter()
         targets = target_count(self.corpus, self.plan.step_rows(self.order, step))
         own_loss = torch.zeros((), dtype=torch.float64, device=self.group.device)
-        batches = self.plan.micro_batches(self.order, step, self.group.rank)
+        batches = self.plan.micro_batches(self.order, step, self.layout.group_of(self.group.rank))
         with record_selections() as selections:
             for batch in batches:
                 own_loss += self._micro_batch(batch, targets)
@@ -83,21 +103,42 @@ class Steps:
         }
 
     def _micro_batch(self, batch: MicroBatch, targets: int) -> torch.Tensor:
-        """Adds one micro-batch's gradients; returns its summed loss, `[]`."""
+        """Adds one micro-batch's gradients; returns the summed loss of what this worker holds of it, `[]`."""
         data = model_input(self.corpus, batch, self.packed)
         set_step(self.engine.model, batch.number)
-        torch.manual_seed(dropout_seed(self.seed, batch.number))
+        place = self.layout.place_of(self.group.rank)
+        torch.manual_seed(dropout_seed(self.seed, batch.number, place))
         device = self.group.device
         loss_sum = self.engine.loss_sum(
-            data.input_ids.to(device), None if data.cu_seqlens is None else data.cu_seqlens.to(device)
+            data.input_ids.to(device),
+            None if data.cu_seqlens is None else data.cu_seqlens.to(device),
+            self._shard(data),
         )
         self.engine.backward(loss_sum, targets)
         return loss_sum.detach()
 
+    def _shard(self, data: ModelInput) -> SequenceShard | None:
+        if self.context is None:
+            return None
+        from se_model.parallel import SequenceShard
 
-def dropout_seed(seed: int, number: int) -> int:
-    """Returns the seed of torch's generator for micro-batch `number`, whichever worker runs it and when."""
-    return int(np.random.SeedSequence([DROPOUT_STREAM, seed, number]).generate_state(1, np.uint64)[0])
+        return SequenceShard.of(
+            self.context,
+            data.input_ids.shape[1],
+            data.cu_seqlens,
+            chunk_multiple=self.stage.attention.largest_chunk or 1,
+        )
+
+
+def dropout_seed(seed: int, number: int, place: int = 0) -> int:
+    """Returns the seed of torch's generator for micro-batch `number`, whichever group runs it and when.
+
+    Each `place` in a context-parallel group drops on its own: its tokens are others, and one mask repeated
+    in every part of a row would be no dropout of the row. So with dropout, and only then, the losses depend
+    on `context_parallel`; without it nothing is drawn from this seed.
+    """
+    words = [DROPOUT_STREAM, seed, number, place]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 def peak_memory(device: torch.device) -> int:

@@ -19,8 +19,9 @@ from pipelines.tokenizers import load_tokenizer
 from pipelines.train.batches import BatchPlan, RowOrder
 from pipelines.train.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.engine import Engine
-from pipelines.train.group import Group, ray_train_group
+from pipelines.train.group import Group, context_group, ray_train_group
 from pipelines.train.job import MODEL_FOLDER, TrainJob
+from pipelines.train.layout import Layout
 from pipelines.train.metrics import METRICS_FILE, MetricsLog, read_metrics
 from pipelines.train.model import training_model, write_coverage
 from pipelines.train.sole_writer import sole_writer
@@ -57,7 +58,8 @@ def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
     """
     stage = job.stage
     _use_cores(stage.resources.cpus)
-    plan = BatchPlan(job.rows_per_step, stage.micro_batch_rows, group.size)
+    layout = Layout(group.size, stage.context_parallel)
+    plan = BatchPlan(job.rows_per_step, stage.micro_batch_rows, layout.groups)
     with ExitStack() as open_things:
         group.agree(lambda: open_things.enter_context(sole_writer(job.output)) if group.first else None)
         corpus = group.agree(lambda: ShardReader(job.data))
@@ -72,7 +74,9 @@ def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
 
         metrics = open_things.enter_context(_Metrics(job.output, done)) if group.first else None
         packed = corpus.manifest.packing == "documents"
-        steps = Steps(stage, group, engine, corpus, plan, RowOrder(len(corpus), job.seed), packed, job.seed)
+        order = RowOrder(len(corpus), job.seed)
+        context = open_things.enter_context(context_group(group, layout))
+        steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, context)
         for step in range(done + 1, stage.steps + 1):
             record = steps.run(step)
             if step in (1, stage.steps) or step % stage.log_every == 0:

@@ -1,0 +1,57 @@
+"""What is known of a stage's model before it is loaded: its configuration, where that is on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import assets, storage
+from pipelines.model_files import is_place
+from pipelines.models import resolve_model
+from pipelines.stage import CheckContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from pipelines.train.stage import TrainStage
+
+CONFIG_FILE = "config.json"
+_OURS = ("mamba2_hybrid", None)  # the published state-spaces checkpoints have no model_type
+
+
+def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedConfig | None:
+    """Returns the configuration of what `stage` trains, or None while it is not on this machine."""
+    if not isinstance(stage.model, str):
+        from se_model.hybrid import Mamba2HybridConfig
+
+        return Mamba2HybridConfig(**stage.model.new)
+    if stage.model in context.earlier:
+        # A tuned model is built as what it was tuned from.
+        earlier = context.earlier[stage.model].stage
+        return model_configuration(earlier, context) if isinstance(earlier, type(stage)) else None
+    folder = _base_folder(stage.model)
+    return None if folder is None else _read(folder)
+
+
+def _base_folder(reference: str) -> Path | None:
+    if assets.is_builtin(reference):
+        return assets.builtin(reference)
+    if not is_place(reference) or storage.is_remote(reference):
+        return None
+    base = resolve_model(reference, {}).base
+    if base != reference:
+        return _base_folder(base)
+    folder = storage.local_path(reference)
+    return folder if (folder / CONFIG_FILE).is_file() else None
+
+
+def _read(folder: Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    from se_model.hybrid import Mamba2HybridConfig
+
+    ours = storage.read_json(str(folder / CONFIG_FILE)).get("model_type") in _OURS
+    configuration: PreTrainedConfig = (Mamba2HybridConfig if ours else AutoConfig).from_pretrained(
+        str(folder)
+    )
+    return configuration

@@ -1,0 +1,112 @@
+"""What the workers of a context-parallel group send each other in a step, for `espan plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.attention import NoMemorySection, SpanSection, WindowSection
+from pipelines.machine import bytes_text
+from se_model.parallel.formula import (
+    Heads,
+    Share,
+    Volume,
+    chunks_on_two_ranks,
+    convolution,
+    full_attention,
+    span_attention,
+    state_space,
+    window_attention,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from pipelines.train.stage import TrainStage
+
+
+def exchanged(
+    stage: TrainStage, configuration: PreTrainedConfig, share: Share, micro_batches: int
+) -> dict[str, int]:
+    """Returns the most bytes that one worker receives in a step from its group, by what they are for.
+
+    Args:
+        stage: the keys.
+        configuration: the model's; a Mamba-2-Hybrid's, or that of a model of attention layers alone.
+        share: what a worker holds of a micro-batch.
+        micro_batches: how many it runs in a step.
+    """
+    # Activation checkpointing runs the layers, and with them their exchanges, once more in the backward pass.
+    forwards = 2 if stage.activation_checkpointing else 1
+
+    def step(layer: Volume, layers: int) -> int:
+        return micro_batches * layers * (forwards * layer.forward + layer.backward)
+
+    heads = _heads(configuration)
+    attention = _attention(stage, share, heads)
+    if configuration.model_type != "mamba2_hybrid":
+        return {"attention": step(attention, configuration.num_hidden_layers)}
+    attending = len(configuration.attn_layer_indices)
+    others = configuration.num_hidden_layers - attending
+    state_width = configuration.n_groups * configuration.state_size
+    mixing = convolution(
+        share, channels=configuration.inner_size + 2 * state_width, kernel=configuration.conv_kernel
+    )
+    attended = convolution(
+        share,
+        channels=(heads.query + 2 * heads.key_value) * heads.size,
+        kernel=configuration.attention_conv_kernel,
+    )
+    states = state_space(
+        share,
+        heads=configuration.mamba_num_heads,
+        head_size=configuration.mamba_head_dim,
+        state_size=configuration.state_size,
+    )
+    return {
+        "attention": step(attention, attending),
+        "convolutions": step(mixing, others) + step(attended, attending),
+        "state-space layers": step(states, others),
+    }
+
+
+def exchange_text(volumes: dict[str, int]) -> str:
+    """Returns the volumes as `espan plan` prints them."""
+    parts = ", ".join(f"{name} {bytes_text(count)}" for name, count in volumes.items())
+    return f"at most {bytes_text(sum(volumes.values()))} received by a worker in a step: {parts}"
+
+
+def _heads(configuration: PreTrainedConfig) -> Heads:
+    query = configuration.num_attention_heads
+    size = getattr(configuration, "head_dim", None) or configuration.hidden_size // query
+    return Heads(query, getattr(configuration, "num_key_value_heads", None) or query, size)
+
+
+def _attention(stage: TrainStage, share: Share, heads: Heads) -> Volume:
+    attention = stage.attention
+    if isinstance(attention, WindowSection):
+        return window_attention(share, heads, attention.window)
+    if isinstance(attention, NoMemorySection):
+        return _largest([chunks_on_two_ranks(share, heads, size) for size in attention.chunk_sizes])
+    if isinstance(attention, SpanSection):
+        refresh = None
+        if attention.selection == "causal":
+            refresh = attention.refresh or attention.block_size
+        return _largest(
+            [
+                span_attention(
+                    share,
+                    heads,
+                    chunk_size=size,
+                    block_size=attention.block_size,
+                    top_k=attention.top_k,
+                    summary=attention.summary,
+                    refresh=refresh,
+                )
+                for size in attention.chunk_sizes
+            ]
+        )
+    return full_attention(share, heads)
+
+
+def _largest(volumes: list[Volume]) -> Volume:
+    return max(volumes, key=lambda each: each.total)

@@ -1,0 +1,106 @@
+"""Whether rows can be cut over `context_parallel` workers, and what to change where they cannot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.errors import InvalidKeyError
+from pipelines.stage import CheckContext
+from pipelines.train.architecture import model_configuration
+
+if TYPE_CHECKING:
+    from pipelines.train.stage import TrainStage
+
+KEY = "context_parallel"
+
+
+def check_groups(stage: TrainStage) -> None:
+    """Refuses workers that are no whole number of groups.
+
+    Raises:
+        InvalidKeyError: names the nearest value that divides them.
+    """
+    if stage.workers % stage.context_parallel:
+        nearest = _nearest(stage.context_parallel, _divisors(stage.workers))
+        raise InvalidKeyError(
+            KEY,
+            f"{stage.context_parallel} does not divide workers ({stage.workers}), which are dealt to rows in "
+            f"groups of that many; the nearest that does: {nearest}",
+        )
+
+
+def row_tokens(stage: TrainStage, sequence_length: int, packed: bool) -> int:
+    """Returns the tokens of what is cut: a row, or the one row that a packed micro-batch is joined to."""
+    return sequence_length * (stage.micro_batch_rows if packed else 1)
+
+
+def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
+    """Refuses rows that cannot be cut into equal shares of whole chunks.
+
+    Raises:
+        InvalidKeyError: says what to change.
+    """
+    ranks, chunk = stage.context_parallel, stage.attention.largest_chunk or 1
+    if ranks == 1:
+        return
+    tokens = row_tokens(stage, sequence_length, packed)
+    row = f"a row of {tokens} tokens"
+    if tokens != sequence_length:
+        row = f"{row} ({stage.micro_batch_rows} packed rows of {sequence_length}, joined)"
+    fitting = [each for each in _divisors(stage.workers) if each == 1 or tokens % (each * chunk) == 0]
+    if ranks * chunk > tokens:
+        raise InvalidKeyError(
+            KEY,
+            f"more ranks than chunks: {ranks} workers cannot share {row} in chunks of {chunk}; lower "
+            f"{KEY} to {max(fitting)}, shorten attention.chunk_sizes or lengthen sequence_length",
+        )
+    if tokens % (ranks * chunk):
+        unit = f"whole chunks of {chunk} (the largest of attention.chunk_sizes)" if chunk > 1 else "tokens"
+        raise InvalidKeyError(
+            KEY,
+            f"{ranks} workers cannot share {row} in equal numbers of {unit}; use {KEY}: "
+            f"{_nearest(ranks, fitting)}, or rows of a multiple of {ranks * chunk} tokens",
+        )
+
+
+def check_layers(stage: TrainStage, context: CheckContext) -> None:
+    """Refuses an attention or a layer that cannot run on a part of a row, by its name.
+
+    A model that is not on this machine yet is judged by the workers, before they train.
+
+    Raises:
+        InvalidKeyError: names the kind of attention, or the layer.
+    """
+    if stage.context_parallel == 1:
+        return
+    from se_model.parallel.attention import PARALLEL_ATTENTION
+
+    kind = stage.attention.kind
+    if kind not in PARALLEL_ATTENTION:
+        raise InvalidKeyError(
+            KEY,
+            f"attention of kind {kind} cannot run on a part of a row; use {KEY}: 1, or one of the kinds "
+            f"{', '.join(sorted(PARALLEL_ATTENTION))}",
+        )
+    configuration = model_configuration(stage, context)
+    if configuration is None or configuration.model_type == "mamba2_hybrid":
+        return
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from se_model.attach import check_parallel
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(configuration)
+    try:
+        check_parallel(skeleton)
+    except ValueError as error:
+        raise InvalidKeyError(KEY, " ".join(str(error).split())) from error
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def _nearest(wanted: int, choices: list[int]) -> int:
+    return min(choices, key=lambda each: abs(each - wanted))
