@@ -101,9 +101,9 @@ class Engine:
             loss_sum: what `loss_sum` returned.
             targets: predicted tokens of the whole step, over all workers.
         """
-        # DeepSpeed averages over the workers; the loss is a sum over them divided by the targets of all. Under
-        # context parallelism too: a worker's loss is that of its shard, and what other workers' losses owe to
-        # its tokens comes back to it through the exchanges.
+        # DeepSpeed averages over the workers; the loss is a sum over them divided by the targets of all.
+        # Under context parallelism too: a worker's loss is that of its shard, and what other workers' losses
+        # owe to its tokens comes back to it through the exchanges.
         self._engine.backward(loss_sum * (self._workers / targets), scale_wrt_gas=False)
 
     def finish_micro_batch(self) -> None:

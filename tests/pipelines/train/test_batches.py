@@ -45,22 +45,22 @@ def test_epochs_and_seeds_differ_in_their_order() -> None:
 @given(
     rows=st.integers(1, 30),
     micro_batch_rows=st.integers(1, 3),
-    workers=st.integers(1, 4),
+    groups=st.integers(1, 4),
     accumulation=st.integers(1, 4),
     steps=st.integers(1, 5),
 )
-def test_workers_together_run_exactly_the_rows_of_the_stream(
-    rows: int, micro_batch_rows: int, workers: int, accumulation: int, steps: int
+def test_groups_together_run_exactly_the_rows_of_the_stream(
+    rows: int, micro_batch_rows: int, groups: int, accumulation: int, steps: int
 ) -> None:
     order = RowOrder(rows, 7)
-    plan = BatchPlan(micro_batch_rows * workers * accumulation, micro_batch_rows, workers)
+    plan = BatchPlan(micro_batch_rows * groups * accumulation, micro_batch_rows, groups)
     alone = BatchPlan(plan.rows_per_step, micro_batch_rows, 1)
     stream = []
     for step in range(1, steps + 1):
-        dealt = [plan.micro_batches(order, step, rank) for rank in range(workers)]
+        dealt = [plan.micro_batches(order, step, group) for group in range(groups)]
         assert all(len(batches) == plan.accumulation == accumulation for batches in dealt)
         together = sorted(chain.from_iterable(dealt), key=lambda batch: batch.number)
-        # The micro-batches, their numbers included, are those of one worker.
+        # The micro-batches, their numbers included, are those of one group.
         assert together == alone.micro_batches(order, step, 0)
         stream += [row for batch in together for row in batch.rows]
     assert stream == order.at(0, steps * plan.rows_per_step)
@@ -71,15 +71,15 @@ def test_micro_batches_are_numbered_without_gaps_over_steps() -> None:
     numbers = [
         batch.number
         for step in (1, 2)
-        for rank in range(3)
-        for batch in plan.micro_batches(order, step, rank)
+        for group in range(3)
+        for batch in plan.micro_batches(order, step, group)
     ]
     assert sorted(numbers) == list(range(6))
 
 
 def test_rows_that_cannot_be_dealt_evenly_are_refused() -> None:
     with pytest.raises(ValueError, match="must be a multiple of 6"):
-        BatchPlan(rows_per_step=8, micro_batch_rows=2, workers=3)
+        BatchPlan(rows_per_step=8, micro_batch_rows=2, groups=3)
 
 
 def test_an_empty_corpus_is_refused() -> None:

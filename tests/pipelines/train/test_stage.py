@@ -33,7 +33,7 @@ def context(tmp_path: Path) -> CheckContext:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"context_parallel": 2}, "context_parallel: .*not supported yet"),
+        ({"context_parallel": 2}, r"context_parallel: 2 does not divide workers \(1\)"),
         ({"schedule": {"warmup_steps": 10}}, r"schedule\.warmup_steps: must be less than steps \(10\)"),
         ({"hylora": {"rank": 4}}, "hylora: adapts a trained model"),
         ({"steps": 0}, "steps"),
@@ -88,7 +88,11 @@ def test_a_sound_stage_passes_and_plans(corpus: Path, context: CheckContext) -> 
 
 
 def test_the_number_of_workers_does_not_decide_what_comes_out() -> None:
-    assert {"workers", "resources"} <= TrainStage.execution_keys <= set(TrainStage.model_fields)
+    assert (
+        {"workers", "context_parallel", "resources"}
+        <= TrainStage.execution_keys
+        <= set(TrainStage.model_fields)
+    )
 
 
 def test_data_of_another_tokenizer_is_refused(make_job: MakeJob, corpus: Path, tmp_path: Path) -> None:

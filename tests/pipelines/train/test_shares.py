@@ -1,0 +1,177 @@
+"""Rows, layers and workers that cannot share a row are refused in one line, before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.errors import InvalidKeyError, RecipeError
+from pipelines.plan import plan_recipe
+from pipelines.stage import CheckContext
+from pipelines.train.stage import TrainStage
+from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
+
+
+def stage_of(corpus: Path, **changed: Any) -> TrainStage:
+    keys: dict[str, Any] = {
+        "data": str(corpus),
+        "model": {"new": TINY},
+        "attention": SPAN,
+        "steps": 2,
+        "tokens_per_step": 1536,
+        "learning_rate": 1e-3,
+    }
+    return TrainStage.model_validate(keys | changed)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> CheckContext:
+    return CheckContext("tuned", str(tmp_path / "tuned"), 0, str(tmp_path), {})
+
+
+@pytest.mark.parametrize(
+    ("workers", "ranks", "nearest"), [(6, 4, 3), (4, 3, 2), (2, 4, 2), (1, 2, 1), (12, 5, 4)]
+)
+def test_groups_that_do_not_divide_the_workers_are_refused_with_the_nearest_that_do(
+    corpus: Path, workers: int, ranks: int, nearest: int
+) -> None:
+    message = rf"context_parallel: {ranks} does not divide workers \({workers}\).*: {nearest}"
+    with pytest.raises(ValidationError, match=message):
+        stage_of(corpus, workers=workers, context_parallel=ranks)
+
+
+@pytest.mark.parametrize(
+    ("length", "changed", "message"),
+    [
+        (
+            64,
+            {"workers": 4, "context_parallel": 4},
+            "more ranks than chunks: 4 workers cannot share a row of 64 tokens in chunks of 32; lower "
+            "context_parallel to 2, shorten attention.chunk_sizes or lengthen sequence_length",
+        ),
+        (
+            96,
+            {"workers": 6, "context_parallel": 2},
+            "2 workers cannot share a row of 96 tokens in equal numbers of whole chunks of 32 (the largest "
+            "of attention.chunk_sizes); use context_parallel: 1, or rows of a multiple of 64 tokens",
+        ),
+        (
+            256,
+            {"workers": 6, "context_parallel": 3, "attention": "full"},
+            "3 workers cannot share a row of 256 tokens in equal numbers of tokens; use context_parallel: 2, "
+            "or rows of a multiple of 3 tokens",
+        ),
+        (
+            64,
+            {"workers": 8, "context_parallel": 8, "micro_batch_rows": 3, "tokens_per_step": 192},
+            "more ranks than chunks: 8 workers cannot share a row of 192 tokens (3 packed rows of 64, "
+            "joined) in chunks of 32; lower context_parallel to 2, shorten attention.chunk_sizes or lengthen "
+            "sequence_length",
+        ),
+    ],
+)
+def test_rows_that_are_not_whole_chunks_for_every_worker_are_refused(
+    tmp_path: Path, context: CheckContext, length: int, changed: dict[str, Any], message: str
+) -> None:
+    corpus = write_corpus(tmp_path / "shards", length=length)
+    stage = stage_of(corpus, **{"tokens_per_step": length * 6, **changed})
+    with pytest.raises(InvalidKeyError) as refused:
+        stage.check(context)
+    assert str(refused.value) == f"context_parallel: {message}"
+
+
+def test_joined_rows_are_what_is_cut(tmp_path: Path, context: CheckContext) -> None:
+    keys = {"workers": 3, "context_parallel": 3, "micro_batch_rows": 3, "tokens_per_step": 192}
+    stage_of(write_corpus(tmp_path / "packed"), **keys).check(context)
+    whole = stage_of(write_corpus(tmp_path / "whole", packing="concatenate"), **keys)
+    with pytest.raises(InvalidKeyError, match="cannot share a row of 64 tokens"):
+        whole.check(context)
+
+
+@pytest.mark.parametrize("kind", ["s2", "random"])
+def test_attention_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
+    corpus: Path, context: CheckContext, kind: str
+) -> None:
+    chunks = {"chunk_sizes": [32]} if kind == "random" else {}
+    stage = stage_of(corpus, workers=2, context_parallel=2, attention={"kind": kind, **chunks})
+    with pytest.raises(InvalidKeyError, match=f"context_parallel: attention of kind {kind} cannot run on a"):
+        stage.check(context)
+
+
+def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
+    corpus: Path, context: CheckContext, tmp_path: Path
+) -> None:
+    from transformers import BambaConfig
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "attn_layer_indices": [1]}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 300}
+    sizes |= {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2}
+    BambaConfig(**sizes).save_pretrained(tmp_path / "bamba")
+    stage = stage_of(
+        corpus, workers=2, context_parallel=2, model=str(tmp_path / "bamba"), attention={"kind": "full"}
+    )
+    with pytest.raises(InvalidKeyError, match=r"\Acontext_parallel: .*layers\.0\.mamba.*\Z"):
+        stage.check(context)
+
+
+def test_models_of_attention_alone_may_share_rows(
+    corpus: Path, context: CheckContext, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaConfig(**sizes, vocab_size=300).save_pretrained(tmp_path / "llama")
+    stage = stage_of(
+        corpus, workers=2, context_parallel=2, model=str(tmp_path / "llama"), attention={"kind": "full"}
+    )
+    stage.check(context)
+    # 32 tokens' keys and values of 32 numbers each, there and back, in 2 layers and 24 micro-batches.
+    assert "attention 768.0 KiB" in stage.plan(context)["exchange"]
+
+
+def test_the_plan_shows_who_shares_rows_and_what_they_exchange(corpus: Path, context: CheckContext) -> None:
+    plan = stage_of(corpus, workers=4, context_parallel=2, attention="full").plan(context)
+    assert plan["shapes"] == "24 rows of 64 tokens a step: 2 data-parallel groups x 12 micro-batches x 1 rows"
+    assert plan["layout"] == "2 data-parallel groups x 2 context-parallel ranks, 32 of 64 tokens a rank"
+    assert plan["exchange"].startswith("at most ")
+    assert {"layout", "exchange"}.isdisjoint(stage_of(corpus, workers=4).plan(context))
+
+
+def test_sharing_rows_saves_memory(corpus: Path, context: CheckContext) -> None:
+    from pipelines.train.memory import Sizes, worker_bytes
+
+    sizes = Sizes(parameters=10**6, hidden=512, layers=8, vocabulary=300)
+    alone, shared = (stage_of(corpus, workers=4, context_parallel=ranks) for ranks in (1, 4))
+    saved = worker_bytes(alone, sizes, 2**16) - worker_bytes(shared, sizes, 2**16)
+    assert saved == 3 * (2**16 // 4) * 512 * 8 * 32 * 4
+
+
+def test_a_recipe_names_file_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"""\
+name: shared
+workspace: {tmp_path / "run"}
+stages:
+  corpus:
+    prepare:
+      sources: [{{needles: {{tokens: 63, needles: 1, questions: 1, ask: anywhere}}, documents: 8}}]
+      tokenizer: builtin:tiny
+      sequence_length: 64
+  tuned:
+    train:
+      data: corpus
+      model: builtin:tiny
+      attention: {{kind: span, chunk_sizes: [32], block_size: 8}}
+      steps: 1
+      tokens_per_step: 64
+      workers: 4
+      context_parallel: 4
+      learning_rate: 1.0e-3
+"""
+    )
+    with pytest.raises(RecipeError) as refused:
+        plan_recipe(path)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{path}:17: stages.tuned.train.context_parallel: more ranks than chunks: 4 ")
