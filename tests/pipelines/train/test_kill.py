@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 from pipelines.train.job import TrainJob
@@ -23,19 +24,22 @@ from pathlib import Path
 from pipelines.cluster_session import close_ray_session
 from pipelines.stage import Context
 from pipelines.train.stage import run
-stage, output, seed = pickle.loads(Path(sys.argv[1]).read_bytes())
-print(run(stage, Context("tuned", output, seed, {}, output, None)))
+for stage, output, seed in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    print(run(stage, Context("tuned", output, seed, {}, output, None)), flush=True)
 close_ray_session()
 """
 
 
 @contextmanager
-def driver(job: TrainJob, folder: Path) -> Iterator[psutil.Popen]:
-    """A process that runs a train stage as `espan run` does, on its own Ray; it ends with all it started."""
+def driver(folder: Path, *jobs: TrainJob) -> Iterator[psutil.Popen]:
+    """A process that runs train stages as `espan run` does, one after another, on its own Ray.
+
+    It ends with all it started.
+    """
     import pickle
 
-    task = folder / "task"
-    task.write_bytes(pickle.dumps((job.stage, job.output, job.seed)))
+    task = folder / "tasks"
+    task.write_bytes(pickle.dumps([(job.stage, job.output, job.seed) for job in jobs]))
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     log = (folder / "driver.log").open("a")
     process = psutil.Popen(
@@ -70,15 +74,17 @@ def train_worker(process: psutil.Popen) -> psutil.Process:
     return psutil.Process(max(pid for pid, name in names.items() if name.startswith("ray::RayTrainWorker")))
 
 
+@pytest.mark.parametrize("context_parallel", [1, 2])
 def test_after_killing_a_worker_and_then_the_driver_every_step_has_the_loss_of_an_undisturbed_run(
-    make_job: MakeJob, two_workers: Workers, tmp_path: Path
+    make_job: MakeJob, two_workers: Workers, tmp_path: Path, context_parallel: int
 ) -> None:
     keys = {"steps": 60, "workers": 2, "checkpoint_every": 7, "tokens_per_step": 2048, "learning_rate": 1e-3}
+    keys["context_parallel"] = context_parallel
     undisturbed, killed = make_job("undisturbed", **keys), make_job("killed", **keys)
     two_workers.run(train_silently, undisturbed)
     log = tmp_path / "driver.log"
 
-    with driver(killed, tmp_path) as process:
+    with driver(tmp_path, killed) as process:
         wait_for(lambda: steps_done(killed) >= 10, process, log)
         os.kill(train_worker(process).pid, signal.SIGKILL)
         at_kill = steps_done(killed)
@@ -90,7 +96,7 @@ def test_after_killing_a_worker_and_then_the_driver_every_step_has_the_loss_of_a
     assert 8 < steps_done(killed) < 60
     assert not Path(killed.output, "model.json").exists()
 
-    with driver(killed, tmp_path) as process:
+    with driver(tmp_path, killed) as process:
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()[-3000:]
     names = ("step", "loss", "gradient_norm", "learning_rate", "tokens_seen")
     assert torch.equal(metrics(killed, *names), metrics(undisturbed, *names))
