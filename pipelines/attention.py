@@ -28,9 +28,9 @@ class AttentionSection(Section):
     """Whether this attention draws random numbers and so takes a seed."""
 
     @property
-    def largest_chunk(self) -> int | None:
-        """The most tokens that attend together as one chunk; None where the attention has no chunks."""
-        return None
+    def chunks(self) -> tuple[int, ...]:
+        """The sizes of the chunks that tokens attend in; none where the attention has no chunks."""
+        return ()
 
     def build(self, seed: int) -> AttentionConfig:
         """Returns the attention for `se_model.attach`; `seed` decides what is drawn at random."""
@@ -47,9 +47,9 @@ class _Chunked(AttentionSection):
     draws: ClassVar[bool] = True
 
     @property
-    def largest_chunk(self) -> int:
-        """The largest of `chunk_sizes`."""
-        return max(self.chunk_sizes)
+    def chunks(self) -> tuple[int, ...]:
+        """The `chunk_sizes`."""
+        return self.chunk_sizes
 
     @field_validator("chunk_sizes", mode="before")
     @classmethod

@@ -10,12 +10,11 @@ from se_model.parallel.formula import (
     Heads,
     Share,
     Volume,
-    chunks_on_two_ranks,
     convolution,
     full_attention,
+    local_attention,
     span_attention,
     state_space,
-    window_attention,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def exchanged(
     stage: TrainStage, configuration: PreTrainedConfig, share: Share, micro_batches: int
 ) -> dict[str, int]:
-    """Returns the most bytes that one worker receives in a step from its group, by what they are for.
+    """Returns how many bytes one worker receives in a step from its group, at most, by what they are for.
 
     Args:
         stage: the keys.
@@ -72,7 +71,7 @@ def exchanged(
 def exchange_text(volumes: dict[str, int]) -> str:
     """Returns the volumes as `espan plan` prints them."""
     parts = ", ".join(f"{name} {bytes_text(count)}" for name, count in volumes.items())
-    return f"at most {bytes_text(sum(volumes.values()))} received by a worker in a step: {parts}"
+    return f"up to {bytes_text(sum(volumes.values()))} received by a worker in a step: {parts}"
 
 
 def _heads(configuration: PreTrainedConfig) -> Heads:
@@ -84,9 +83,9 @@ def _heads(configuration: PreTrainedConfig) -> Heads:
 def _attention(stage: TrainStage, share: Share, heads: Heads) -> Volume:
     attention = stage.attention
     if isinstance(attention, WindowSection):
-        return window_attention(share, heads, attention.window)
+        return local_attention(share, heads, attention.window - 1)
     if isinstance(attention, NoMemorySection):
-        return _largest([chunks_on_two_ranks(share, heads, size) for size in attention.chunk_sizes])
+        return local_attention(share, heads, max(attention.chunk_sizes) - 1)
     if isinstance(attention, SpanSection):
         refresh = None
         if attention.selection == "causal":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import TYPE_CHECKING
 
 from pipelines.errors import InvalidKeyError
@@ -40,26 +41,29 @@ def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
     Raises:
         InvalidKeyError: says what to change.
     """
-    ranks, chunk = stage.context_parallel, stage.attention.largest_chunk or 1
+    ranks, sizes = stage.context_parallel, stage.attention.chunks
     if ranks == 1:
         return
+    # Chunks of every size must end with the shares; mostly the largest is a multiple of the others.
+    largest, unit = max(sizes, default=1), lcm(*sizes)
     tokens = row_tokens(stage, sequence_length, packed)
     row = f"a row of {tokens} tokens"
     if tokens != sequence_length:
         row = f"{row} ({stage.micro_batch_rows} packed rows of {sequence_length}, joined)"
-    fitting = [each for each in _divisors(stage.workers) if each == 1 or tokens % (each * chunk) == 0]
-    if ranks * chunk > tokens:
+    fitting = [each for each in _divisors(stage.workers) if each == 1 or tokens % (each * unit) == 0]
+    if ranks * largest > tokens:
         raise InvalidKeyError(
             KEY,
-            f"more ranks than chunks: {ranks} workers cannot share {row} in chunks of {chunk}; lower "
+            f"more ranks than chunks: {ranks} workers cannot share {row} in chunks of {largest}; lower "
             f"{KEY} to {max(fitting)}, shorten attention.chunk_sizes or lengthen sequence_length",
         )
-    if tokens % (ranks * chunk):
-        unit = f"whole chunks of {chunk} (the largest of attention.chunk_sizes)" if chunk > 1 else "tokens"
+    if tokens % (ranks * unit):
+        which = "the largest" if unit == largest else "the least common multiple"
+        whole = f"whole chunks of {unit} ({which} of attention.chunk_sizes)" if sizes else "tokens"
         raise InvalidKeyError(
             KEY,
-            f"{ranks} workers cannot share {row} in equal numbers of {unit}; use {KEY}: "
-            f"{_nearest(ranks, fitting)}, or rows of a multiple of {ranks * chunk} tokens",
+            f"{ranks} workers cannot share {row} in equal numbers of {whole}; use {KEY}: "
+            f"{_nearest(ranks, fitting)}, or rows of a multiple of {ranks * unit} tokens",
         )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,7 +127,7 @@ class Steps:
             self.context,
             data.input_ids.shape[1],
             data.cu_seqlens,
-            chunk_multiple=self.stage.attention.largest_chunk or 1,
+            chunk_multiple=lcm(*self.stage.attention.chunks),
         )
 
 

@@ -1,16 +1,18 @@
 """How many bytes each kind of layer exchanges, as arithmetic on its numbers; nothing is computed or sent.
 
-All figures are bytes that one rank *receives* in one pass over its share of B rows of L tokens cut over P
-ranks, n = L / P tokens each. Exchanges whose size depends on the data, or on where a rank stands, are given
-for the worst case. Training's own exchange of gradients is not among them.
+All figures are bytes that one rank *receives* in one pass over its share of B rows of L tokens, cut over P
+ranks, n = L / P tokens each. Where that depends on where the rank stands they are those of a rank between two
+others, and where it depends on the data, on what attention retrieves, an upper bound. Rows of one document:
+each further one adds at most a block and a choice to what is gathered. Training's own exchange of gradients,
+between workers that have rows of their own too, is not among them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-STATE_BYTES = 4  # states and block summaries travel in float32
-DECAY_BYTES = 8  # a state's decay over a whole shard travels in float64
+WIDE_BYTES = 4  # float32: block summaries, states, and sums of gradients
+ID_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Share:
         """Tokens of each row that a rank holds, n."""
         return self.tokens // self.ranks
 
+    @property
+    def wide_itemsize(self) -> int:
+        """Bytes of a number where sums are kept in float32 or wider."""
+        return max(self.itemsize, WIDE_BYTES)
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -64,9 +71,10 @@ class Heads:
     key_value: int
     size: int
 
-    def token_bytes(self, itemsize: int) -> int:
-        """Bytes of one token's keys and values: 2 G D itemsize."""
-        return 2 * self.key_value * self.size * itemsize
+    @property
+    def token_width(self) -> int:
+        """Numbers in one token's keys and values: 2 G D."""
+        return 2 * self.key_value * self.size
 
 
 def span_attention(
@@ -79,52 +87,60 @@ def span_attention(
     summary: str = "attention",
     refresh: int | None = None,
 ) -> Volume:
-    """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
+    """Span-expanded attention: summaries go to everybody, blocks only to who chose them.
 
-    forward:  (P - 1) / P * U * H * D * 4 for the summaries of the U = L / S blocks (G instead of H for the
-        summary "mean_key"), and 2 * G * D * itemsize for each token of min(n / M * k * S, L - n): every chunk
-        may choose k blocks that lie elsewhere, and no block arrives twice. Under "causal" selection
-        `refresh` tokens choose together instead of M.
-    backward: the gradients of the keys and values that a rank sent: on average over the ranks as many bytes
-        as it received; one whose blocks everybody chose receives up to P - 1 times its share of those. The
-        choice itself has no gradient, so nothing returns to the summaries.
-    A chunk on two ranks adds what `chunks_on_two_ranks` says.
+    With M = chunk_size, S = block_size, k = top_k, w = itemsize, T = n / M choices on a rank (n / refresh
+    under "causal" selection) and U = n / S blocks:
+
+    forward:  gathered   (P - 1) * (U + T) * H * D * 4    summaries and sums of queries (summary "mean_key": G
+                                                          instead of H)
+              blocks     R * S * 2 * G * D * w            R = min(T * k, (P - 1) * U): no block arrives twice
+              requests   (P - 1) * 8 + R * G * 8          how many and which; on average over the ranks
+    backward: blocks     R * S * 2 * G * D * max(w, 4)    the gradients of what a rank gave, on average over
+                                                          the ranks; the choice has no gradient
+    A chunk on two ranks adds to both its keys and values on the rank before, at most M - 1 tokens; to the
+    forward also S - 1 tokens' queries, for the first block's summary, and its k * G choices.
     """
     if share.ranks == 1:
         return Volume()
-    blocks = -(-share.tokens // block_size)
-    summary_heads = heads.key_value if summary == "mean_key" else heads.query
-    summaries = (share.ranks - 1) * blocks * summary_heads * heads.size * STATE_BYTES // share.ranks
+    others = share.ranks - 1
+    blocks = -(-share.own_tokens // block_size)
     choices = -(-share.own_tokens // (refresh or chunk_size))
-    retrieved = min(choices * top_k * block_size, share.tokens - share.own_tokens)
-    moved = share.rows * retrieved * heads.token_bytes(share.itemsize)
-    return Volume(share.rows * summaries + moved, moved) + chunks_on_two_ranks(share, heads, chunk_size)
-
-
-def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
-    """Keys and values of a chunk's tokens on the rank before: M - 1 tokens at most.
-
-    None where chunks end with the shards: in rows that are not packed, if n is a multiple of M. It is all
-    that attention without memory exchanges. backward: their gradients.
-    """
-    if share.ranks == 1 or not (share.packed or share.own_tokens % chunk_size):
-        return Volume()
-    moved = share.rows * (chunk_size - 1) * heads.token_bytes(share.itemsize)
-    return Volume(moved, moved)
+    summary_heads = heads.key_value if summary == "mean_key" else heads.query
+    gathered = others * (blocks + choices) * summary_heads * heads.size * share.rows
+    retrieved = min(choices * top_k, others * blocks) * share.rows
+    moved = retrieved * block_size * heads.token_width
+    volume = Volume(
+        gathered * share.wide_itemsize
+        + moved * share.itemsize
+        + (others + retrieved * heads.key_value) * ID_BYTES,
+        moved * share.wide_itemsize,
+    )
+    if share.packed or share.own_tokens % chunk_size:
+        before = (chunk_size - 1) * heads.token_width * share.rows
+        queries = (block_size - 1) * heads.query * heads.size * share.rows
+        agreed = top_k * heads.key_value * share.rows * ID_BYTES
+        volume += Volume((before + queries) * share.itemsize + agreed, before * share.wide_itemsize)
+    return volume
 
 
 def full_attention(share: Share, heads: Heads) -> Volume:
-    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * itemsize, and back."""
-    moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_bytes(share.itemsize)
+    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * w, and gradients back."""
+    moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_width * share.itemsize
     return Volume(moved, moved)
 
 
-def window_attention(share: Share, heads: Heads, window: int) -> Volume:
-    """A sliding window of W tokens: the W - 1 tokens before a rank's first, where there are so many."""
+def local_attention(share: Share, heads: Heads, reach: int) -> Volume:
+    """Attention that looks `reach` tokens back: W - 1 in a sliding window, M - 1 in chunks without memory.
+
+    That many tokens' keys and values from the rank before, 2 * G * D * w each, and gradients back; all of the
+    row's where one rank does not hold so many.
+    """
+    if reach > share.own_tokens:
+        return full_attention(share, heads)
     if share.ranks == 1:
         return Volume()
-    before = min(window - 1, share.tokens - share.own_tokens)
-    moved = share.rows * before * heads.token_bytes(share.itemsize)
+    moved = share.rows * reach * heads.token_width * share.itemsize
     return Volume(moved, moved)
 
 
@@ -139,9 +155,9 @@ def convolution(share: Share, *, channels: int, kernel: int) -> Volume:
 def state_space(share: Share, *, heads: int, head_size: int, state_size: int) -> Volume:
     """A Mamba-2 scan: every other rank's final state, and its decay over a shard, one number per head.
 
-    forward: (P - 1) * heads * (head_size * state_size * 4 + 8); backward: the same, as gradients of the own
+    forward: (P - 1) * heads * (head_size * state_size + 1) * 4; backward: the same, as gradients of the own
     state and decay from everybody. It does not depend on the number of tokens.
     """
-    each = heads * (head_size * state_size * STATE_BYTES + DECAY_BYTES)
-    moved = share.rows * (share.ranks - 1) * each
+    numbers = heads * (head_size * state_size + 1)
+    moved = share.rows * (share.ranks - 1) * numbers * share.wide_itemsize
     return Volume(moved, moved)
