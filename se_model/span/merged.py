@@ -50,7 +50,7 @@ class _MergedAttention(torch.autograd.Function):
         out = _new_row(q, dtype)
         normaliser = torch.empty(q.shape[:3], dtype=dtype)
         for part in cut_into_parts(q, layout, counts):
-            _attend_part(part, q, k, v, blocks, out, normaliser, scale)
+            attend_part(part, q, k, v, blocks, out, normaliser, scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, blocks, out, normaliser)
         ctx.counts, ctx.layout, ctx.scale = counts, layout, scale
@@ -63,14 +63,14 @@ class _MergedAttention(torch.autograd.Function):
         # A key's gradient is a sum over all parts that see it: kept wide until the last.
         for_q, for_k, for_v = grads = tuple(_new_row(x, normaliser.dtype) for x in (q, k, v))
         for part in cut_into_parts(q, ctx.layout, ctx.counts):
-            _give_back_part(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
+            give_back_part(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
         return for_q.to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None, None
 
 
 # A function each, so that what a call returns is gone before the next one.
 
 
-def _attend_part(
+def attend_part(
     part: Part, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, out: Tensor, normaliser: Tensor, scale: float
 ) -> None:
     """Takes a part's attention into ``out`` [B, H, L, D] and ``normaliser`` [B, H, L]."""
@@ -87,7 +87,7 @@ def _attend_part(
         torch.logaddexp(here_normaliser, one_normaliser, out=here_normaliser)
 
 
-def _give_back_part(
+def give_back_part(
     part: Part,
     grad: Tensor,
     q: Tensor,
