@@ -1,4 +1,4 @@
-"""Moving chosen memory blocks from the ranks that own them to those that chose them, and their gradients back."""
+"""Moving chosen memory blocks from their owners to the ranks that chose them, and their gradients back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing memory blocks that lie on other ranks: summaries are gathered, each rank chooses for its queries."""
+"""Choosing memory blocks that lie on any rank: summaries are gathered, each rank chooses for its queries."""
 
 from __future__ import annotations
 
@@ -128,6 +128,6 @@ def _agree(ids: Tensor, group: ContextParallelGroup, plans: tuple[RankPlan, ...]
         return ids
     last = ids[:, :, -1].contiguous()
     received = group.shift_right(last, tuple(last.shape), purpose="shared choices")
-    if plans[group.rank].shares_first:
+    if received is not None and plans[group.rank].shares_first:
         ids[:, :, 0] = received
     return ids

@@ -1,9 +1,9 @@
 """Span-expanded attention over a row that lies on several ranks.
 
-A rank needs from the others: the head of its first chunk, from its left neighbour; the block summaries and the
-sums of queries, from all; and the blocks that its choices name, from their owners. Its own chunks are attended
-while those blocks travel; both are merged by their log-sum-exp. What a rank receives does not grow with the
-number of ranks, but for the summaries, 1 / S of the row's queries.
+A rank needs from the others: the head of its first chunk, from its left neighbour; the block summaries and
+the sums of queries, from all; and the blocks that its choices name, from their owners. Its own chunks are
+attended while those blocks travel; both are merged by their log-sum-exp. What a rank receives does not grow
+with the number of ranks, but for the summaries, 1 / S of the row's queries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from se_model.parallel.span_plan import RankPlan, plan_ranks
 from se_model.span.config import SpanConfig
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout, Run, cut
-from se_model.span.merged import attend_part, give_back_part
+from se_model.span.merged import give_back_part, take_part
 from se_model.span.options import SpanOptions
 from se_model.span.parts import OwnPart, RetrievedPart, cut_into_parts
 from se_model.span.stretches import Stretches
@@ -36,7 +36,7 @@ def span_attention(
     """``se_attention`` of the whole row, for the shard's tokens; every rank of the group calls it.
 
     q: [B, H, n, D]; k, v: [B, G, n, D], rotated by their positions in the row. Returns [B, H, n, D].
-    ``config.backend`` does not matter: parts are computed and merged as by the backend sdpa on a CPU.
+    ``config.backend`` does not matter: parts are computed by torch's kernels and merged.
 
     Raises:
         ValueError: on inputs that do not fit together, or a shard that is no whole number of chunks.
@@ -85,17 +85,19 @@ class _ParallelSpanAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         plan = call.plan
         q, k, v, block_head = _with_head(q, k, v, call)
-        blocks = choose_in_parallel(q, block_head, k, v, call.group, call.layout, call.plans, call.options, call.scale)
+        blocks = choose_in_parallel(
+            q, block_head, k, v, call.group, call.layout, call.plans, call.options, call.scale
+        )
         fetch = fetch_blocks(blocks, k, v, call.group, call.plans)
         dtype = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros(q.shape, dtype=dtype, device=q.device)
         normaliser = torch.zeros(q.shape[:3], dtype=dtype, device=q.device)
         own, retrieved = _parts(q, call, fetch)
         for part in own:
-            attend_part(part, q, k, v, blocks, out, normaliser, call.scale)
+            take_part(part, q, k, v, blocks, out, normaliser, call.scale)
         keys, values = fetch.wait()
-        for part in retrieved:
-            attend_part(part, q, keys, values, blocks, out, normaliser, call.scale)
+        for fetched in retrieved:
+            take_part(fetched, q, keys, values, blocks, out, normaliser, call.scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, keys, values, blocks, out, normaliser)
         ctx.call, ctx.fetch = call, fetch.without_results()
@@ -115,8 +117,8 @@ class _ParallelSpanAttention(torch.autograd.Function):
         given = (blocks, out, normaliser, call.scale)
         for part in own:
             give_back_part(part, grad, q, k, v, *given, (for_q, for_k, for_v))
-        for part in retrieved:
-            give_back_part(part, grad, q, keys, values, *given, (for_q, for_keys, for_values))
+        for fetched in retrieved:
+            give_back_part(fetched, grad, q, keys, values, *given, (for_q, for_keys, for_values))
         give_blocks_back(fetch, for_keys, for_values, for_k, for_v, call.group, plan)
         for_k, for_v = _return_head(for_k, for_v, call)
         return for_q[:, :, plan.head :].to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None

@@ -69,7 +69,7 @@ def plan_ranks(layout: Layout, ranks: int) -> tuple[RankPlan, ...]:
 
 
 def owner_bounds(plans: tuple[RankPlan, ...]) -> list[int]:
-    """For each rank but the last the first block that it does not own any more: block ids are in rank order."""
+    """For each rank but the last the first block that is not its own any more: ids are in rank order."""
     return [plan.blocks.stop for plan in plans[:-1]]
 
 

@@ -8,7 +8,7 @@ import torch
 from se_model.parallel.group import ContextParallelGroup
 from se_model.parallel.shard import SequenceShard
 from se_model.parallel.span import span_attention
-from se_model.span import SpanConfig, se_attention, select_blocks
+from se_model.span import SpanConfig
 from tests.distributed import run_distributed
 from tests.tolerances import F32, F64, within
 
@@ -16,7 +16,7 @@ SHARD = 16
 
 
 def rows(ranks):
-    """Document bounds: on, one before and one after a shard's boundary, over three shards, many short ones."""
+    """Document bounds: on, one before and one after a shard's boundary, over three shards, many short."""
     length = ranks * SHARD
     inner = [(), (16,), (15,), (17,), (5, 9, 10, length - 3)]
     return [(0, *(bound for bound in bounds if bound < length), length) for bounds in inner]
