@@ -1,0 +1,125 @@
+"""Which tokens of a row a rank holds, and where documents begin among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from se_model.parallel.group import ContextParallelGroup
+from se_model.span.documents import document_bounds
+
+
+@dataclass(frozen=True)
+class SequenceShard:
+    """The tokens of one rank: its P-th, contiguous part of a row of ``length`` tokens.
+
+    bounds: of the whole row's documents, (0, ..., length). Documents begin and end anywhere.
+    """
+
+    group: ContextParallelGroup
+    length: int
+    bounds: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        group: ContextParallelGroup,
+        length: int,
+        cu_seqlens: Tensor | None = None,
+        *,
+        chunk_multiple: int = 1,
+    ) -> SequenceShard:
+        """This rank's shard of a row. cu_seqlens: [N + 1], of the whole row; None for a single document.
+
+        chunk_multiple: what the tokens per rank must be a multiple of, the largest chunk size.
+
+        Raises:
+            ValueError: if the row cannot be cut so, or ``cu_seqlens`` does not fit it.
+        """
+        shard_length(length, group.size, chunk_multiple)
+        return cls(group, length, document_bounds(cu_seqlens, length))
+
+    @property
+    def tokens_per_rank(self) -> int:
+        """The number of own tokens, n, the same on all ranks."""
+        return self.length // self.group.size
+
+    @property
+    def start(self) -> int:
+        """The row's index of the first own token."""
+        return self.group.rank * self.tokens_per_rank
+
+    @property
+    def end(self) -> int:
+        """The row's index behind the last own token."""
+        return self.start + self.tokens_per_rank
+
+    @property
+    def tokens(self) -> slice:
+        """The own tokens, in the row."""
+        return slice(self.start, self.end)
+
+    @property
+    def local_bounds(self) -> tuple[int, ...]:
+        """Bounds of the pieces of documents in this shard, counted from its first token: (0, ..., n)."""
+        return tuple(bound - self.start for bound in cut_bounds(self.bounds, self.start, self.end))
+
+    @property
+    def continues_left(self) -> bool:
+        """Whether the first own token belongs to a document that began on another rank."""
+        return self.start not in self.bounds
+
+    def position_ids(self, device: torch.device | str | None = None) -> Tensor:
+        """The place of each own token in its document, also if that began on another rank: int64 [1, n]."""
+        places = torch.empty(1, self.tokens_per_rank, dtype=torch.int64)
+        for start, end, before in pieces(self.bounds, self.start, self.end):
+            places[0, start - self.start : end - self.start] = torch.arange(before, before + end - start)
+        return places.to(device)
+
+    def local_cu_seqlens(self, device: torch.device | str | None = None) -> Tensor:
+        """``local_bounds`` as int32 [N + 1]."""
+        return torch.tensor(self.local_bounds, dtype=torch.int32, device=device)
+
+
+def shard_length(length: int, ranks: int, chunk_multiple: int = 1) -> int:
+    """Tokens per rank of a row of ``length`` tokens.
+
+    Raises:
+        ValueError: if they would be unequally many, no multiple of ``chunk_multiple``, or less than that.
+    """
+    if length % ranks:
+        raise ValueError(
+            f"a row of {length} tokens cannot be cut into {ranks} equal shards (context_parallel)"
+        )
+    own = length // ranks
+    if own < chunk_multiple:
+        raise ValueError(
+            f"more ranks than chunks: a row of {length} tokens has {length // chunk_multiple} chunks of "
+            f"{chunk_multiple}, context_parallel is {ranks}"
+        )
+    if own % chunk_multiple:
+        raise ValueError(
+            f"{length} tokens over {ranks} ranks are {own} each, no multiple of the largest chunk "
+            f"({chunk_multiple})"
+        )
+    return own
+
+
+def cut_bounds(bounds: tuple[int, ...], start: int, end: int) -> tuple[int, ...]:
+    """Bounds of the pieces of documents between tokens ``start`` and ``end``: (start, ..., end)."""
+    return (start, *(bound for bound in bounds if start < bound < end), end)
+
+
+def pieces(bounds: tuple[int, ...], start: int, end: int) -> list[tuple[int, int, int]]:
+    """The documents' pieces between tokens ``start`` and ``end``: (first token, end, tokens before it).
+
+    The last counts the tokens of the same document that lie before ``start``; 0 for all pieces but the first.
+    """
+    return [
+        (max(first, start), min(last, end), max(0, start - first))
+        for first, last in pairwise(bounds)
+        if first < end and last > start
+    ]
