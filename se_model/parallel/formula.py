@@ -1,0 +1,169 @@
+"""How many bytes each kind of layer exchanges, as arithmetic on its numbers; nothing is computed or sent.
+
+All figures are bytes that one rank *receives* in one pass over its share of B rows of L tokens cut over P
+ranks, n = L / P tokens each. Exchanges whose size depends on the data, or on where a rank stands, are given
+for the worst case. Training's own exchange of gradients is not among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATE_BYTES = 4  # states and block summaries travel in float32
+DECAY_BYTES = 8  # a state's decay over a whole shard travels in float64
+ID_BYTES = 8  # what is asked for travels as int64
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Bytes that one rank receives in a forward pass and in its backward pass."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, times: int) -> Volume:
+        return Volume(self.forward * times, self.backward * times)
+
+    @property
+    def total(self) -> int:
+        """Both passes."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank holds while the layers run.
+
+    Attributes:
+        ranks: P, which share each row.
+        rows: B, which go through the model together.
+        tokens: L, of a whole row.
+        itemsize: bytes of a number in keys, values and activations.
+        packed: rows hold documents that may begin anywhere, so that a chunk may lie on two ranks.
+    """
+
+    ranks: int
+    rows: int
+    tokens: int
+    itemsize: int
+    packed: bool = False
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of each row that a rank holds, n."""
+        return self.tokens // self.ranks
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention layer's heads: H for queries, G for keys and values, each of D dimensions."""
+
+    query: int
+    key_value: int
+    size: int
+
+    def token_bytes(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values: 2 G D itemsize."""
+        return 2 * self.key_value * self.size * itemsize
+
+
+def span_attention(
+    share: Share,
+    heads: Heads,
+    *,
+    chunk_size: int,
+    block_size: int,
+    top_k: int,
+    summary: str = "attention",
+    refresh: int | None = None,
+) -> Volume:
+    """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
+
+    forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the summaries of the blocks and the sums of the chunks'
+        queries (G instead of H for the summary "mean_key"); 2 * G * D * itemsize for each token of
+        min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
+        twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
+        ranks). Under "causal" selection `refresh` tokens choose together instead of M.
+    backward: the gradients of the keys and values that a rank sent: on average over the ranks as many bytes
+        as it received; one whose blocks everybody chose receives up to P - 1 times its share of those. The
+        choice itself has no gradient, so nothing returns to the summaries.
+    A chunk on two ranks adds what `chunks_on_two_ranks` says.
+    """
+    if share.ranks == 1:
+        return Volume()
+    others = share.ranks - 1
+    blocks, choices = (-(-share.own_tokens // size) for size in (block_size, refresh or chunk_size))
+    summary_heads = heads.key_value if summary == "mean_key" else heads.query
+    summaries = share.rows * others * (blocks + choices) * summary_heads * heads.size * STATE_BYTES
+    retrieved = min(choices * top_k, others * blocks)
+    moved = share.rows * retrieved * block_size * heads.token_bytes(share.itemsize)
+    asked = (others + share.rows * retrieved * heads.key_value) * ID_BYTES
+    return Volume(summaries + moved + asked, moved) + chunks_on_two_ranks(share, heads, chunk_size)
+
+
+def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
+    """Keys and values of a chunk's tokens on the rank before: M - 1 tokens at most.
+
+    None where chunks end with the shards: in rows that are not packed, if n is a multiple of M. It is all
+    that attention without memory exchanges. backward: their gradients.
+    """
+    if share.ranks == 1 or not (share.packed or share.own_tokens % chunk_size):
+        return Volume()
+    moved = share.rows * (chunk_size - 1) * heads.token_bytes(share.itemsize)
+    return Volume(moved, moved)
+
+
+def full_attention(share: Share, heads: Heads) -> Volume:
+    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * itemsize, and back."""
+    moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_bytes(share.itemsize)
+    return Volume(moved, moved)
+
+
+def ring_attention(share: Share, heads: Heads) -> Volume:
+    """Ring attention, for comparison: keys and values pass every rank, and in the backward with gradients.
+
+    forward: (P - 1) * n * 2 * G * D * itemsize; backward: twice that (their gradients in the same dtype).
+    """
+    moved = full_attention(share, heads).forward
+    return Volume(moved, 2 * moved)
+
+
+def ulysses_attention(share: Share, heads: Heads) -> Volume:
+    """All-to-all over heads (Ulysses), for comparison; needs P to divide G.
+
+    (P - 1) / P * n * (2 H + 2 G) * D * itemsize, for queries, keys, values and outputs; backward: the same.
+    """
+    numbers = (2 * heads.query + 2 * heads.key_value) * heads.size
+    moved = share.rows * (share.ranks - 1) * share.own_tokens * numbers * share.itemsize // share.ranks
+    return Volume(moved, moved)
+
+
+def window_attention(share: Share, heads: Heads, window: int) -> Volume:
+    """A sliding window of W tokens: the W - 1 tokens before a rank's first, where there are so many."""
+    if share.ranks == 1:
+        return Volume()
+    before = min(window - 1, share.tokens - share.own_tokens)
+    moved = share.rows * before * heads.token_bytes(share.itemsize)
+    return Volume(moved, moved)
+
+
+def convolution(share: Share, *, channels: int, kernel: int) -> Volume:
+    """A causal convolution: the W - 1 inputs left of a rank's first token, and their gradients back."""
+    if share.ranks == 1 or kernel < 2:
+        return Volume()
+    moved = share.rows * (kernel - 1) * channels * share.itemsize
+    return Volume(moved, moved)
+
+
+def state_space(share: Share, *, heads: int, head_size: int, state_size: int) -> Volume:
+    """A Mamba-2 scan: every other rank's final state, and its decay over a shard, one number per head.
+
+    forward: (P - 1) * heads * (head_size * state_size * 4 + 8); backward: the same, as gradients of the own
+    state and decay from everybody. It does not depend on the number of tokens.
+    """
+    each = heads * (head_size * state_size * STATE_BYTES + DECAY_BYTES)
+    moved = share.rows * (share.ranks - 1) * each
+    return Volume(moved, moved)
