@@ -18,6 +18,7 @@ from se_model.baselines import NoMemoryConfig, SlidingWindowConfig
 from se_model.baselines.full import attend_within
 from se_model.parallel.exchange import gather_states, receive_left
 from se_model.parallel.shard import SequenceShard
+from se_model.parallel.span import span_attention
 from se_model.span.protocol import Attention, AttentionConfig
 from se_model.span.schedule import as_chunk_sizes, draw_chunk_size
 
@@ -183,7 +184,12 @@ def _keys_before(pair: Tensor, reach: int, shard: SequenceShard) -> Tensor:
     return gathered[: shard.group.rank].permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
 
 
-PARALLEL_ATTENTION: dict[str, ParallelAttention] = {"full": _full, "window": _window, "none": _chunks}
+PARALLEL_ATTENTION: dict[str, ParallelAttention] = {
+    "full": _full,
+    "span": span_attention,
+    "window": _window,
+    "none": _chunks,
+}
 
 
 def parallel_attention(kind: str) -> ParallelAttention:

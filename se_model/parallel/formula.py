@@ -82,8 +82,8 @@ def span_attention(
 ) -> Volume:
     """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
 
-    forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the summaries of the blocks and the sums of the chunks'
-        queries (G instead of H for the summary "mean_key"); 2 * G * D * itemsize for each token of
+    forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the blocks' summaries and the chunks' sums of queries
+        (G instead of H for the summary "mean_key"); 2 * G * D * itemsize for each token of
         min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
         twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
         ranks). Under "causal" selection `refresh` tokens choose together instead of M.

@@ -26,12 +26,13 @@ from se_model.span.layout import Layout, Run, cut
 from se_model.span.merged import give_back_part, take_part
 from se_model.span.options import SpanOptions
 from se_model.span.parts import OwnPart, RetrievedPart, cut_into_parts
+from se_model.span.protocol import AttentionConfig
 from se_model.span.stretches import Stretches
 
 
 def span_attention(
-    config: SpanConfig, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard, *, layer: int, step: int,
-    scale: float | None = None,
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard, *, layer: int, step: int,
+    scale: float | None,
 ) -> Tensor:  # fmt: skip
     """``se_attention`` of the whole row, for the shard's tokens; every rank of the group calls it.
 
@@ -41,6 +42,7 @@ def span_attention(
     Raises:
         ValueError: on inputs that do not fit together, or a shard that is no whole number of chunks.
     """
+    assert isinstance(config, SpanConfig)
     check_inputs(q, k, v)
     size = config.chunk_size(layer=layer, step=step)
     options = SpanOptions(

@@ -18,6 +18,7 @@ from se_model.baselines import FullConfig, NoMemoryConfig, SlidingWindowConfig
 from se_model.hybrid.mamba2 import Mamba2Mixer
 from se_model.loss import causal_lm_loss, unwrap
 from se_model.parallel import ContextParallelGroup, SequenceShard
+from se_model.span import SpanConfig
 from tests.distributed import run_distributed
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import BF16, F32, F64
@@ -43,6 +44,8 @@ ATTENTIONS: dict[str, AttentionConfig | None] = {
     "window over shards": SlidingWindowConfig(window=31),
     "single token": SlidingWindowConfig(window=1),
     "none": NoMemoryConfig(chunk_sizes=(4, 6)),
+    "span": SpanConfig(chunk_sizes=(4, 12), block_size=2, top_k=2),
+    "span, causal": SpanConfig(chunk_sizes=(4, 12), block_size=2, top_k=2, selection="causal"),
 }
 
 
@@ -144,7 +147,7 @@ def test_other_numbers_of_ranks(ranks: int) -> None:
 
 @pytest.mark.parametrize("row", ["one document", "over three shards, none of it on the last"])
 def test_float32(row: str) -> None:
-    kinds = ["unattached", "window", "none"]
+    kinds = ["unattached", "window", "none", "span"]
     assert_equals_one_process(4, [Case(kind, row, dtype=torch.float32) for kind in kinds], F32)
 
 
@@ -157,7 +160,10 @@ def test_bfloat16_with_half_precision_exchanges() -> None:
 
 
 def test_activation_checkpointing_runs_the_exchanges_again() -> None:
-    cases = [Case(kind, "one token before", checkpointing=True) for kind in ("unattached", "window", "none")]
+    cases = [
+        Case(kind, "one token before", checkpointing=True)
+        for kind in ("unattached", "window", "none", "span")
+    ]
     assert_equals_one_process(4, cases, F64)
 
 
@@ -173,7 +179,7 @@ def test_other_layouts_of_layers() -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_llama_with_attached_attention(ranks: int) -> None:
     rows = ["one document", "one token before", "over three shards, none of it on the last"]
-    cases = [Case(kind, row, model="llama") for kind in ("full", "window", "none") for row in rows]
+    cases = [Case(kind, row, model="llama") for kind in ("full", "window", "none", "span") for row in rows]
     assert_equals_one_process(ranks, cases, F64)
 
 
