@@ -15,9 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from se_model.span.documents import document_bounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from se_model.parallel import SequenceShard
 
 IGNORE_INDEX = -100
 
@@ -57,12 +62,12 @@ def chunked_cross_entropy(
     chunk_tokens: int = 1024,
     ignore_index: int = IGNORE_INDEX,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of `head(hidden)` against `labels_shifted`, in float32.
+    """Sum of the cross-entropies of `head(hidden)` against `labels_shifted`, in float32 or wider.
 
     hidden: [B, L, E] or [N, E]; labels_shifted: [B, L] or [N], one per hidden vector, as `shift_labels`
-    returns; head maps [n, E] to logits [n, vocabulary]. Returns (sum: [] float32, count of labels that are
-    not `ignore_index`: [] int64). Memory: the logits of `chunk_tokens` tokens; the head runs twice per
-    chunk when gradients are on.
+    returns; head maps [n, E] to logits [n, vocabulary]. Returns (sum: [] float32, float64 for float64 hidden
+    vectors; count of labels that are not `ignore_index`: [] int64). Memory: the logits of `chunk_tokens`
+    tokens; the head runs twice per chunk when gradients are on.
     """
     if hidden.shape[:-1] != labels_shifted.shape:
         raise ValueError(
@@ -74,11 +79,12 @@ def chunked_cross_entropy(
     labels = labels_shifted.reshape(-1)
 
     def chunk_loss(chunk_hidden: Tensor, chunk_labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            head(chunk_hidden).float(), chunk_labels, ignore_index=ignore_index, reduction="sum"
-        )
+        logits = head(chunk_hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, chunk_labels, ignore_index=ignore_index, reduction="sum")
 
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=hidden.device)
     # Chunks without a single label run too: under ZeRO-3 every call of the head gathers its weight from all
     # ranks, so the number of calls may depend on the shape only, never on the data.
     chunks = zip(hidden.flatten(0, -2).split(chunk_tokens), labels.split(chunk_tokens), strict=True)
@@ -104,6 +110,7 @@ def causal_lm_loss(
     *,
     cu_seqlens: Tensor | None = None,
     labels: Tensor | None = None,
+    shard: SequenceShard | None = None,
     chunk_tokens: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Next-token loss of a transformers causal language model, or of a `PeftModel` around one.
@@ -112,12 +119,17 @@ def causal_lm_loss(
     documents of one packed row (then B = 1), which no target crosses. Returns (loss_sum: [] float32,
     target_count: [] int64): divide by the count summed over everything that makes up one optimizer step.
 
+    shard: this rank's part of the row, under context parallelism. Every rank is given the whole row
+    (input_ids, cu_seqlens, labels), runs its own tokens, and returns their loss and count; the sums over
+    ranks are the row's, and so is the sum of the parameters' gradients.
+
     The decoder and the head are run as modules, so that wrappers around either (adapters, ZeRO-3) stay in
     force.
 
     Raises:
         ValueError: for a model whose logits or loss are more than `head(decoder(x))` in a way not known here,
-            and for packed documents in a model with recurrent layers that would carry state across them.
+            for packed documents in a model with recurrent layers that would carry state across them, and for
+            a shard of another row or in a model with layers that would not look beyond it.
     """
     causal_lm = unwrap(model)
     if getattr(causal_lm.config, "output_router_logits", False):
@@ -126,9 +138,14 @@ def causal_lm_loss(
             "set it to False to train without"
         )
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    arguments: dict[str, Any] = {} if cu_seqlens is None else _packing_arguments(decoder, cu_seqlens)
-    hidden = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
     targets = shift_labels(input_ids if labels is None else labels, cu_seqlens)
+    arguments: dict[str, Any] = {}
+    if shard is not None:
+        arguments = _shard_arguments(decoder, input_ids, cu_seqlens, shard)
+        input_ids, targets = input_ids[:, shard.tokens], targets[:, shard.tokens]
+    elif cu_seqlens is not None:
+        arguments = _packing_arguments(decoder, cu_seqlens)
+    hidden = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
     return chunked_cross_entropy(hidden, targets, head_of(causal_lm), chunk_tokens=chunk_tokens)
 
 
@@ -175,6 +192,11 @@ def handles_packing(decoder: nn.Module) -> bool:
     return "cu_seqlens" in inspect.signature(decoder.forward).parameters
 
 
+def handles_shards(decoder: nn.Module) -> bool:
+    """Whether the decoder itself takes a ``shard``: all of its layers then reach beyond their rank."""
+    return "shard" in inspect.signature(decoder.forward).parameters
+
+
 def recurrent_layers(decoder: nn.Module) -> list[str]:
     """Names of the modules that carry something from token to token other than by attention.
 
@@ -194,6 +216,41 @@ def _packing_arguments(decoder: nn.Module, cu_seqlens: Tensor) -> dict[str, Any]
             f"(first: {leaking[0]}); give it one document per row, or concatenated text without cu_seqlens"
         )
     return {"cu_seqlens": cu_seqlens, "position_ids": packed_position_ids(cu_seqlens)}
+
+
+def _shard_arguments(
+    decoder: nn.Module, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard
+) -> dict[str, Any]:
+    if document_bounds(cu_seqlens, input_ids.shape[1], input_ids.shape[0]) != shard.bounds:
+        raise ValueError(
+            f"the shard belongs to a row of {shard.length} tokens with document bounds {shard.bounds}, not "
+            f"to this one of {input_ids.shape[1]}: every rank is given the whole row and its cu_seqlens"
+        )
+    refuse_without_shards(decoder)
+    return {"shard": shard, "position_ids": shard.position_ids(input_ids.device)}
+
+
+def refuse_without_shards(decoder: nn.Module) -> None:
+    """Refuses a decoder of which some layer would not look beyond its rank's tokens.
+
+    Raises:
+        ValueError: naming the layers.
+    """
+    if handles_shards(decoder):
+        return
+    if recurrent := recurrent_layers(decoder):
+        raise ValueError(
+            f"{type(decoder).__name__} carries state from token to token in {len(recurrent)} modules that "
+            f"cannot hand it to the next rank (context_parallel): {', '.join(recurrent)}"
+        )
+    # Only what attaches here takes the word; transformers' own would run on each rank's tokens alone.
+    name = getattr(decoder.config, "_attn_implementation", None)
+    attention = ALL_ATTENTION_FUNCTIONS.get(name)
+    if attention is None or "shard" not in inspect.signature(attention).parameters:
+        raise ValueError(
+            f"the attention of {type(decoder).__name__} ({name!r}) sees its own rank's tokens only "
+            "(context_parallel): attach one that sees beyond, FullConfig() for full attention"
+        )
 
 
 def _divide(by: float) -> Head:

@@ -12,9 +12,9 @@ from se_model.parallel.formula import (
     Volume,
     convolution,
     full_attention,
-    local_attention,
     span_attention,
     state_space,
+    window_attention,
 )
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ def _heads(configuration: PreTrainedConfig) -> Heads:
 def _attention(stage: TrainStage, share: Share, heads: Heads) -> Volume:
     attention = stage.attention
     if isinstance(attention, WindowSection):
-        return local_attention(share, heads, attention.window - 1)
+        return window_attention(share, heads, attention.window)
     if isinstance(attention, NoMemorySection):
-        return local_attention(share, heads, max(attention.chunk_sizes) - 1)
+        # Of any chunk as much as may lie on the rank before, whether documents begin there or not.
+        return window_attention(share, heads, max(attention.chunk_sizes))
     if isinstance(attention, SpanSection):
         refresh = None
         if attention.selection == "causal":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.interface import Attachment
-from se_model.loss import handles_packing, packed_position_ids
+from se_model.loss import handles_packing, packed_position_ids, refuse_without_shards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -31,7 +31,8 @@ def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: st
 
     Raises, at a call:
         ValueError: for an attention mask that is not [B, Lk], for packed documents that the model would
-            run across, and where packing is told in a way that transformers does not read.
+            run across, for a shard of a row that some layer would not look beyond, and where packing is told
+            in a way that transformers does not read.
     """
     hook = partial(_look_at, attachment=attachment, packing_refusal=packing_refusal)
     return decoder.register_forward_pre_hook(hook, with_kwargs=True)
@@ -55,6 +56,9 @@ def _look_at(
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
+    if call.get("shard") is not None:
+        refuse_without_shards(decoder)
+        return (), call
     restarting = cu_seqlens is None and _restart(positions, mask)
     attachment.packed = cu_seqlens is not None or restarting
     if attachment.packed and packing_refusal:

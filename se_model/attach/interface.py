@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_model.attentions import Attention, AttentionConfig
+from se_model.parallel import SequenceShard
+from se_model.parallel.attention import parallel_attention
 from se_model.span import SpanConfig
 from se_model.span.decoding import DecodingState, decode, start_decoding
 
@@ -66,12 +68,14 @@ def forward(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    shard: SequenceShard | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The registered function (transformers 5.23, `integrations/sdpa_attention.py` has the same signature).
 
     query: [B, H, Lq, D]; key, value: [B, G, Lk, D], with Lk > Lq while decoding; attention_mask: what
-    `real_tokens_or_documents` returned. Returns ([B, Lq, H, D], None).
+    `real_tokens_or_documents` returned; shard: says that the tokens are a part of a row over several ranks,
+    and what its documents are. Returns ([B, Lq, H, D], None).
     """
     mark: LayerMark | None = getattr(module, MARK, None)
     if mark is None:
@@ -84,7 +88,14 @@ def forward(
     if cu_seqlens is None:
         cu_seqlens = kwargs.get("cu_seq_lens_q")  # what transformers' own collator calls it
     span = _decodes_with_span(mark.attachment.config)
-    if key.shape[2] != query.shape[2]:
+    if shard is not None:
+        _refuse_beside_a_shard(module, query, key, attention_mask, cu_seqlens, shard)
+        config = mark.attachment.config
+        attend = parallel_attention(config.kind)
+        output = attend(
+            config, query, key, value, shard, layer=mark.layer, step=mark.attachment.step, scale=scaling
+        )
+    elif key.shape[2] != query.shape[2]:
         if cu_seqlens is not None:
             raise ValueError("a packed row (cu_seqlens) cannot continue a cache")
         if span is None:
@@ -129,6 +140,24 @@ def _refuse_what_would_be_dropped(
             f"{layer} has queries of {query.shape[-1]} and values of {value.shape[-1]} dimensions; "
             "they must be equal"
         )
+
+
+def _refuse_beside_a_shard(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    shard: SequenceShard,
+) -> None:
+    layer, own = type(module).__name__, shard.tokens_per_rank
+    if (query.shape[2], key.shape[2]) != (own, own):
+        raise ValueError(
+            f"{layer} has {query.shape[2]} queries and {key.shape[2]} keys; a rank is given its own {own} "
+            "tokens of the row, and no cache"
+        )
+    if cu_seqlens is not None or (mask is not None and mask.dtype == torch.bool):
+        raise ValueError(f"{layer}: a shard says itself where documents begin, and its row has no padding")
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from se_model.baselines import full_attention
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.convolution import CausalConv1d
+from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotate
+from se_model.parallel import SequenceShard
+from se_model.parallel.attention import full_attention as parallel_full_attention
 
 
 class AttentionMixer(nn.Module):
@@ -48,48 +51,46 @@ class AttentionMixer(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         padding: Tensor | None = None,
-        cache: Cache | None = None,
+        past: Past | None = None,
         cu_seqlens: Tensor | None = None,
+        shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """x: [B, L, hidden]; rotary: cosines and sines [B, L, rotary_dim / 2]; padding: bool [B, L].
 
         attention_mask is what the attention function's mask function made; kwargs go to the attention
-        function. Returns [B, L, hidden], and the attention weights where the function gives them.
+        function. With a shard, cu_seqlens are the bounds inside it, and attention reaches beyond. Returns
+        [B, L, hidden], and the attention weights where the function gives them.
         """
         batch, length, _ = x.shape
+        past = past or Past()
         qkv = self.in_proj(x)
         if padding is not None:
             qkv = qkv.masked_fill(padding[..., None], 0)
         if self.conv1d is not None:
-            qkv = self._convolve(self.conv1d, qkv, cache, cu_seqlens)
+            # What the next token's convolution looks at is what came out of in_proj.
+            context, inputs = self.config.attention_conv_kernel - 1, qkv
+            qkv = self.conv1d(inputs, past.convolution_state(inputs, context), cu_seqlens)
+            past.keep_convolution_state(inputs, context)
         q, k, v = qkv.unflatten(-1, (-1, self.config.head_dim)).split(self.heads, dim=2)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)
-
-        if cu_seqlens is not None and self.config._attn_implementation in _WITHOUT_DOCUMENTS:
-            y, weights = full_attention(q, k, v, scale=self.scaling, cu_seqlens=cu_seqlens), None
-            y = y.transpose(1, 2)
+        k, v = past.extend(k, v)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if shard is not None and "shard" not in inspect.signature(attend).parameters:
+            y = parallel_full_attention(q, k, v, shard, scale=self.scaling).transpose(1, 2)
+            weights = None
+        elif cu_seqlens is not None and self.config._attn_implementation in _WITHOUT_DOCUMENTS:
+            y = full_attention(q, k, v, scale=self.scaling, cu_seqlens=cu_seqlens).transpose(1, 2)
+            weights = None
         else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-            if cu_seqlens is not None:
+            if shard is not None:
+                kwargs["shard"] = shard
+            elif cu_seqlens is not None:
                 kwargs["cu_seqlens"] = cu_seqlens
             y, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.out_proj(y.reshape(batch, length, -1)), weights
-
-    def _convolve(
-        self, conv1d: nn.Module, qkv: Tensor, cache: Cache | None, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        state = None if cache is None else cache.get_conv_state(self.layer_idx)
-        convolved = conv1d(qkv, None if state is None else state.transpose(1, 2), cu_seqlens)
-        if cache is not None:
-            # What the next token's convolution looks at is what came out of in_proj.
-            context = self.config.attention_conv_kernel - 1
-            cache.update_conv_state(qkv.transpose(1, 2), self.layer_idx, conv_kernel_size=context)
-        return convolved
 
 
 # transformers' functions that would attend across documents. Any other is handed cu_seqlens.

@@ -8,6 +8,7 @@ from transformers import Cache
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.documents import document_positions
+from se_model.parallel import SequenceShard
 
 
 def check_inputs(
@@ -16,14 +17,23 @@ def check_inputs(
     attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
     cache: Cache | None,
+    shard: SequenceShard | None = None,
 ) -> None:
     """Refuse batches that would be computed wrongly. shape: [B, L, hidden]; attention_mask: [B, past + L].
 
     Raises:
         ValueError: on a mask that is not 2-D, has holes or the wrong length; on packed rows with a mask or a
-            cache; on a cache made for another model, or to be continued behind right padding.
+            cache; on a cache made for another model, or to be continued behind right padding; on a shard
+            with any of these, or of another length.
     """
     batch, length = shape[:2]
+    if shard is not None:
+        _check_shard(shard, batch, length)
+        if not (attention_mask is None and cu_seqlens is None and cache is None):
+            raise ValueError(
+                "a shard of a row says itself where documents begin, and has neither padding nor a cache: "
+                "leave attention_mask, cu_seqlens and past_key_values out, and pass use_cache=False"
+            )
     if cache is not None and len(cache.layers) != config.num_hidden_layers:
         raise ValueError("a hybrid's cache knows its layers: make it as DynamicCache(config=model.config)")
     past = 0 if cache is None else cache.get_seq_length()
@@ -48,6 +58,20 @@ def check_inputs(
         raise ValueError("attention_mask has holes: each row's tokens must be contiguous")
 
 
+def _check_shard(shard: SequenceShard, batch: int, length: int) -> None:
+    if length != shard.tokens_per_rank:
+        raise ValueError(
+            f"a rank is given its own {shard.tokens_per_rank} tokens of {shard.length}; got {length}"
+        )
+    if batch != 1 and len(shard.bounds) > 2:
+        raise ValueError(f"documents are packed in one row, but the batch has {batch}: flatten the rows")
+
+
+def documents_in(shard: SequenceShard, x: Tensor) -> Tensor | None:
+    """Bounds of the pieces of documents in a shard, int32 [N + 1]; None for a single one. x: [B, n, E]."""
+    return shard.local_cu_seqlens(x.device) if len(shard.local_bounds) > 2 else None
+
+
 def padding_of(attention_mask: Tensor | None, length: int) -> Tensor | None:
     """True where a token of the last ``length`` is padding: bool [B, L], or None where there is none."""
     if attention_mask is None:
@@ -62,6 +86,7 @@ def positions_of(
     position_ids: Tensor | None,
     cu_seqlens: Tensor | None,
     cache: Cache | None,
+    shard: SequenceShard | None = None,
 ) -> Tensor:
     """The position of each token in its row or document: int64 [B, L], or [1, L] where all rows agree.
 
@@ -77,6 +102,8 @@ def positions_of(
                 "a padded one, or the state-space layers would run across"
             )
         return position_ids
+    if shard is not None:
+        return shard.position_ids(x.device)
     if cu_seqlens is not None:
         return document_positions(cu_seqlens, length, batch)[None]
     if attention_mask is not None:

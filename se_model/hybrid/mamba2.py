@@ -7,12 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
 from transformers import initialization as init
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.convolution import CausalConv1d
 from se_model.hybrid.normalization import GatedRMSNorm
+from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.ssd import ssd_chunked
 
@@ -46,15 +46,15 @@ class Mamba2Mixer(nn.Module):
         x: Tensor,
         *,
         padding: Tensor | None = None,
-        cache: Cache | None = None,
+        past: Past | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """x: [B, L, hidden]; padding: bool [B, L], True where there is no token; cu_seqlens: [N + 1], B = 1.
 
-        A padded token enters neither the convolution nor the state. The cache's convolution and recurrent
-        states of this layer are read and advanced. Returns [B, L, hidden].
+        A padded token enters neither the convolution nor the state. The convolution's and the recurrence's
+        states come from ``past``, and are kept there. Returns [B, L, hidden].
         """
-        config = self.config
+        config, past = self.config, past or Past()
         batch, length, _ = x.shape
         z, xBC, dt = self.in_proj(x).split(self.split_sizes, dim=-1)
         step = F.softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + self.dt_bias)
@@ -64,31 +64,24 @@ class Mamba2Mixer(nn.Module):
             xBC = xBC.masked_fill(padding[..., None], 0)
             step = step.masked_fill(padding[..., None], 0)
 
-        conv_state = recurrent_state = None
-        if cache is not None:
-            conv_state = cache.get_conv_state(self.layer_idx)
-            recurrent_state = cache.get_recurrent_state(self.layer_idx)
-        conv_state = None if conv_state is None else conv_state.transpose(1, 2)
-        convolved = F.silu(self.conv1d(xBC, conv_state, cu_seqlens))
+        context = config.conv_kernel - 1
+        convolved = F.silu(self.conv1d(xBC, past.convolution_state(xBC, context), cu_seqlens))
+        past.keep_convolution_state(xBC, context)
 
         inner, B, C = convolved.split([config.inner_size, self.state_width, self.state_width], dim=-1)
         inner = inner.unflatten(-1, (-1, config.mamba_head_dim))
-        y, recurrent_state = ssd_chunked(
+        y, state = ssd_chunked(
             inner,
             step,
             -self.A_log.to(step.dtype).exp(),
             B.unflatten(-1, (config.n_groups, -1)),
             C.unflatten(-1, (config.n_groups, -1)),
             chunk_size=config.ssm_chunk_size,
-            initial_state=recurrent_state,
+            initial_state=past.initial_state(),
             cu_seqlens=cu_seqlens,
         )
+        past.keep_state(state)
         y = (y + inner * self.D.to(y.dtype)[:, None]).reshape(batch, length, -1)
-        if cache is not None:
-            cache.update_conv_state(
-                xBC.transpose(1, 2), self.layer_idx, conv_kernel_size=config.conv_kernel - 1
-            )
-            cache.update_recurrent_state(recurrent_state, self.layer_idx)
         return self.out_proj(self.norm(y, z))
 
     @torch.no_grad()

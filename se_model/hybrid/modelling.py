@@ -20,13 +20,15 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from se_model.hybrid.attention import AttentionMixer
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.convolution import CausalConv1d
-from se_model.hybrid.inputs import check_inputs, padding_of, positions_of
+from se_model.hybrid.inputs import check_inputs, documents_in, padding_of, positions_of
 from se_model.hybrid.loading import is_published, load_published, refuse
 from se_model.hybrid.mamba2 import Mamba2Mixer
 from se_model.hybrid.normalization import GatedRMSNorm, RMSNorm
+from se_model.hybrid.past import past_of
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotary_angles
 from se_model.loss import chunked_cross_entropy, shift_labels
+from se_model.parallel import SequenceShard
 
 
 class HybridBlock(GradientCheckpointingLayer):
@@ -45,16 +47,18 @@ class HybridBlock(GradientCheckpointingLayer):
         padding: Tensor | None = None,
         past_key_values: Cache | None = None,
         cu_seqlens: Tensor | None = None,
+        shard: SequenceShard | None = None,
         **attention: Any,
     ) -> Tensor:
         """x: [B, L, hidden], the residual stream; ``attention`` reaches attention mixers only."""
         normed = self.norm(x)
+        past = past_of(past_key_values, shard, self.mixer.layer_idx)
         if self.is_attention:
             y, _ = self.mixer(
-                normed, padding=padding, cache=past_key_values, cu_seqlens=cu_seqlens, **attention
+                normed, padding=padding, past=past, cu_seqlens=cu_seqlens, shard=shard, **attention
             )
         else:
-            y = self.mixer(normed, padding=padding, cache=past_key_values, cu_seqlens=cu_seqlens)
+            y = self.mixer(normed, padding=padding, past=past, cu_seqlens=cu_seqlens)
         return x + y
 
 
@@ -131,6 +135,7 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
         cu_seqlens: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the last norm: [B, L, hidden]; arguments as in the language model's forward."""
@@ -141,19 +146,21 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
 
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and cu_seqlens is None
+            use_cache = self.config.use_cache and not self.training and cu_seqlens is None and shard is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if cu_seqlens is not None:
             cu_seqlens = cu_seqlens.to(x.device)
-        check_inputs(self.config, x.shape, attention_mask, cu_seqlens, past_key_values)
-        position_ids = positions_of(x, attention_mask, position_ids, cu_seqlens, past_key_values)
+        check_inputs(self.config, x.shape, attention_mask, cu_seqlens, past_key_values, shard)
+        if shard is not None:
+            cu_seqlens = documents_in(shard, x)
+        position_ids = positions_of(x, attention_mask, position_ids, cu_seqlens, past_key_values, shard)
 
         rotary = None
         if self.config.rotary_dim:
             rotary = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta, x.dtype)
         mask = None
-        if cu_seqlens is None:
+        if cu_seqlens is None and shard is None:
             mask = create_causal_mask(
                 self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values
             )
@@ -164,6 +171,7 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
                 padding=padding,
                 past_key_values=past_key_values,
                 cu_seqlens=cu_seqlens,
+                shard=shard,
                 rotary=rotary,
                 attention_mask=mask,
                 position_ids=position_ids,
@@ -218,6 +226,7 @@ class Mamba2HybridForCausalLM(Mamba2HybridPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where there are labels.
@@ -227,14 +236,18 @@ class Mamba2HybridForCausalLM(Mamba2HybridPreTrainedModel, GenerationMixin):
         [N + 1] with B = 1, the boundaries of the documents of a packed row, none of which sees another;
         position_ids: [B, L], by default counted from each row's first token, or from each document's;
         labels: [B, L], not shifted, -100 where there is none; logits_to_keep as in transformers;
-        num_items_in_batch: what the sum of the token losses is divided by, if not by their number. Other
-        keyword arguments reach the attention function.
+        num_items_in_batch: what the sum of the token losses is divided by, if not by their number; shard:
+        says that the tokens are this rank's of a longer row, and where its documents begin (then labels are
+        for `se_model.loss.causal_lm_loss`). Other keyword arguments reach the attention function.
 
         In training mode logits are None when labels are given: the loss is computed a few tokens at a time.
 
         Raises:
-            ValueError: on masks with holes, packed rows with a cache, a cache continued after right padding.
+            ValueError: on masks with holes, packed rows with a cache, a cache continued after right padding,
+                a shard with any of cu_seqlens, mask, cache and labels.
         """
+        if shard is not None and labels is not None:
+            raise ValueError("the labels of a shard's last token lie on the next rank: use causal_lm_loss")
         outputs = self.backbone(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -243,6 +256,7 @@ class Mamba2HybridForCausalLM(Mamba2HybridPreTrainedModel, GenerationMixin):
             cu_seqlens=cu_seqlens,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            shard=shard,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

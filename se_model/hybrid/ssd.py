@@ -11,6 +11,7 @@ tokens per chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.hybrid.documents import document_index
+
+# The state before the first token, [B, H, P, N]; or what gives it, once told the state that these tokens
+# leave when they start from zero, [B, H, P, N], and the log of what they leave of one before them, float64
+# [B, H] (as if no document began among them).
+InitialState = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 def ssd_naive(
@@ -69,18 +75,19 @@ def ssd_chunked(
     C: Tensor,
     *,
     chunk_size: int = 64,
-    initial_state: Tensor | None = None,
+    initial_state: InitialState | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd_naive` by matrix products: tokens of a chunk act on each other directly, chunks through states.
 
     Same arguments and results; any L. ``chunk_size`` (Q) changes the cost only: O(L Q) within chunks and
-    O(T^2) between them.
+    O(T^2) between them. ``initial_state`` may also be a function, where the state before these tokens has to
+    come from elsewhere: see `InitialState`.
 
     Raises:
         ValueError: if shapes or ``cu_seqlens`` do not fit together.
     """
-    _check_shapes(x, dt, A, B, C, initial_state)
+    _check_shapes(x, dt, A, B, C, None if callable(initial_state) else initial_state)
     dtype = torch.promote_types(x.dtype, torch.float32)
     batch, length = x.shape[:2]
     size = min(chunk_size, length)
@@ -99,11 +106,15 @@ def ssd_chunked(
 
     y = _within_chunks(x_dt, log_decay, B, C, documents)
     added = _added_by_chunks(x_dt, log_decay, B, documents)
+    decay = _decay_between_boundaries(log_decay[:, :, -1], documents).to(dtype)
+    if callable(initial_state):
+        left = _decayed(added, decay[..., -1:, 1:])[:, 0].transpose(-1, -2)
+        initial_state = initial_state(left, log_decay[:, :, -1].sum(dim=1))
     if initial_state is None:
         first = torch.zeros_like(added[:, :1])
     else:
         first = initial_state.to(dtype).transpose(-1, -2)[:, None]
-    states = _states_at_boundaries(torch.cat([first, added], dim=1), log_decay[:, :, -1], documents)
+    states = _decayed(torch.cat([first, added], dim=1), decay)
     y = y + _from_states(states[:, :-1], log_decay, C, documents)
     return y.flatten(1, 2)[:, :length].to(x.dtype), states[:, -1].transpose(-1, -2)
 
@@ -150,18 +161,22 @@ def _added_by_chunks(x_dt: Tensor, log_decay: Tensor, B: Tensor, documents: _Chu
     return added.unflatten(-1, (heads // groups, -1)).transpose(3, 4).flatten(2, 3)
 
 
-def _states_at_boundaries(added: Tensor, log_decay: Tensor, documents: _ChunkDocuments | None) -> Tensor:
-    """The state at the start, between chunks and at the end, from what is added there: [B, T + 1, H, N, P].
+def _decay_between_boundaries(log_decay: Tensor, documents: _ChunkDocuments | None) -> Tensor:
+    """What is left at each chunk boundary of what was added at an earlier one: float64 [B, H, T + 1, T + 1].
 
-    added: [B, T + 1, H, N, P], first of all the initial state; log_decay: [B, T, H], of whole chunks.
+    log_decay: [B, T, H], of whole chunks. The boundaries are the start, those between chunks and the end.
     """
     until = F.pad(torch.cumsum(log_decay, dim=1), (0, 0, 1, 0)).transpose(1, 2)  # [B, H, T + 1]
     count = until.shape[-1]
-    visible = torch.ones(count, count, dtype=torch.bool, device=added.device).tril()
+    visible = torch.ones(count, count, dtype=torch.bool, device=until.device).tril()
     if documents is not None:
         visible = visible & (documents.of_state[:, None] == documents.of_state[None, :])
     between = until[..., :, None] - until[..., None, :]
-    decay = between.masked_fill(~visible, -torch.inf).exp().to(added.dtype)
+    return between.masked_fill(~visible, -torch.inf).exp()
+
+
+def _decayed(added: Tensor, decay: Tensor) -> Tensor:
+    """The states [B, T2, H, N, P] from what was added, [B, T1, H, N, P]; decay: [B, H, T2, T1]."""
     return (decay @ added.transpose(1, 2).flatten(-2)).transpose(1, 2).unflatten(-1, added.shape[-2:])
 
 

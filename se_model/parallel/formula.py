@@ -1,18 +1,17 @@
 """How many bytes each kind of layer exchanges, as arithmetic on its numbers; nothing is computed or sent.
 
-All figures are bytes that one rank *receives* in one pass over its share of B rows of L tokens, cut over P
-ranks, n = L / P tokens each. Where that depends on where the rank stands they are those of a rank between two
-others, and where it depends on the data, on what attention retrieves, an upper bound. Rows of one document:
-each further one adds at most a block and a choice to what is gathered. Training's own exchange of gradients,
-between workers that have rows of their own too, is not among them.
+All figures are bytes that one rank *receives* in one pass over its share of B rows of L tokens cut over P
+ranks, n = L / P tokens each. Exchanges whose size depends on the data, or on where a rank stands, are given
+for the worst case. Training's own exchange of gradients is not among them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-WIDE_BYTES = 4  # float32: block summaries, states, and sums of gradients
-ID_BYTES = 8
+STATE_BYTES = 4  # states and block summaries travel in float32
+DECAY_BYTES = 8  # a state's decay over a whole shard travels in float64
+ID_BYTES = 8  # what is asked for travels as int64
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class Share:
         """Tokens of each row that a rank holds, n."""
         return self.tokens // self.ranks
 
-    @property
-    def wide_itemsize(self) -> int:
-        """Bytes of a number where sums are kept in float32 or wider."""
-        return max(self.itemsize, WIDE_BYTES)
-
 
 @dataclass(frozen=True)
 class Heads:
@@ -71,10 +65,9 @@ class Heads:
     key_value: int
     size: int
 
-    @property
-    def token_width(self) -> int:
-        """Numbers in one token's keys and values: 2 G D."""
-        return 2 * self.key_value * self.size
+    def token_bytes(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values: 2 G D itemsize."""
+        return 2 * self.key_value * self.size * itemsize
 
 
 def span_attention(
@@ -87,60 +80,73 @@ def span_attention(
     summary: str = "attention",
     refresh: int | None = None,
 ) -> Volume:
-    """Span-expanded attention: summaries go to everybody, blocks only to who chose them.
+    """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
 
-    With M = chunk_size, S = block_size, k = top_k, w = itemsize, T = n / M choices on a rank (n / refresh
-    under "causal" selection) and U = n / S blocks:
-
-    forward:  gathered   (P - 1) * (U + T) * H * D * 4    summaries and sums of queries (summary "mean_key": G
-                                                          instead of H)
-              blocks     R * S * 2 * G * D * w            R = min(T * k, (P - 1) * U): no block arrives twice
-              requests   (P - 1) * 8 + R * G * 8          how many and which; on average over the ranks
-    backward: blocks     R * S * 2 * G * D * max(w, 4)    the gradients of what a rank gave, on average over
-                                                          the ranks; the choice has no gradient
-    A chunk on two ranks adds to both its keys and values on the rank before, at most M - 1 tokens; to the
-    forward also S - 1 tokens' queries, for the first block's summary, and its k * G choices.
+    forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the blocks' summaries and the chunks' sums of queries
+        (G instead of H for the summary "mean_key"); 2 * G * D * itemsize for each token of
+        min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
+        twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
+        ranks). Under "causal" selection `refresh` tokens choose together instead of M.
+    backward: the gradients of the keys and values that a rank sent: on average over the ranks as many bytes
+        as it received; one whose blocks everybody chose receives up to P - 1 times its share of those. The
+        choice itself has no gradient, so nothing returns to the summaries.
+    A chunk on two ranks adds what `chunks_on_two_ranks` says.
     """
     if share.ranks == 1:
         return Volume()
     others = share.ranks - 1
-    blocks = -(-share.own_tokens // block_size)
-    choices = -(-share.own_tokens // (refresh or chunk_size))
+    blocks, choices = (-(-share.own_tokens // size) for size in (block_size, refresh or chunk_size))
     summary_heads = heads.key_value if summary == "mean_key" else heads.query
-    gathered = others * (blocks + choices) * summary_heads * heads.size * share.rows
-    retrieved = min(choices * top_k, others * blocks) * share.rows
-    moved = retrieved * block_size * heads.token_width
-    volume = Volume(
-        gathered * share.wide_itemsize
-        + moved * share.itemsize
-        + (others + retrieved * heads.key_value) * ID_BYTES,
-        moved * share.wide_itemsize,
-    )
-    if share.packed or share.own_tokens % chunk_size:
-        before = (chunk_size - 1) * heads.token_width * share.rows
-        queries = (block_size - 1) * heads.query * heads.size * share.rows
-        agreed = top_k * heads.key_value * share.rows * ID_BYTES
-        volume += Volume((before + queries) * share.itemsize + agreed, before * share.wide_itemsize)
-    return volume
+    summaries = share.rows * others * (blocks + choices) * summary_heads * heads.size * STATE_BYTES
+    retrieved = min(choices * top_k, others * blocks)
+    moved = share.rows * retrieved * block_size * heads.token_bytes(share.itemsize)
+    asked = (others + share.rows * retrieved * heads.key_value) * ID_BYTES
+    return Volume(summaries + moved + asked, moved) + chunks_on_two_ranks(share, heads, chunk_size)
 
 
-def full_attention(share: Share, heads: Heads) -> Volume:
-    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * w, and gradients back."""
-    moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_width * share.itemsize
+def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
+    """Keys and values of a chunk's tokens on the rank before: M - 1 tokens at most.
+
+    None where chunks end with the shards: in rows that are not packed, if n is a multiple of M. It is all
+    that attention without memory exchanges. backward: their gradients.
+    """
+    if share.ranks == 1 or not (share.packed or share.own_tokens % chunk_size):
+        return Volume()
+    moved = share.rows * (chunk_size - 1) * heads.token_bytes(share.itemsize)
     return Volume(moved, moved)
 
 
-def local_attention(share: Share, heads: Heads, reach: int) -> Volume:
-    """Attention that looks `reach` tokens back: W - 1 in a sliding window, M - 1 in chunks without memory.
+def full_attention(share: Share, heads: Heads) -> Volume:
+    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * itemsize, and back."""
+    moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_bytes(share.itemsize)
+    return Volume(moved, moved)
 
-    That many tokens' keys and values from the rank before, 2 * G * D * w each, and gradients back; all of the
-    row's where one rank does not hold so many.
+
+def ring_attention(share: Share, heads: Heads) -> Volume:
+    """Ring attention, for comparison: keys and values pass every rank, and in the backward with gradients.
+
+    forward: (P - 1) * n * 2 * G * D * itemsize; backward: twice that (their gradients in the same dtype).
     """
-    if reach > share.own_tokens:
-        return full_attention(share, heads)
+    moved = full_attention(share, heads).forward
+    return Volume(moved, 2 * moved)
+
+
+def ulysses_attention(share: Share, heads: Heads) -> Volume:
+    """All-to-all over heads (Ulysses), for comparison; needs P to divide G.
+
+    (P - 1) / P * n * (2 H + 2 G) * D * itemsize, for queries, keys, values and outputs; backward: the same.
+    """
+    numbers = (2 * heads.query + 2 * heads.key_value) * heads.size
+    moved = share.rows * (share.ranks - 1) * share.own_tokens * numbers * share.itemsize // share.ranks
+    return Volume(moved, moved)
+
+
+def window_attention(share: Share, heads: Heads, window: int) -> Volume:
+    """A sliding window of W tokens: the W - 1 tokens before a rank's first, where there are so many."""
     if share.ranks == 1:
         return Volume()
-    moved = share.rows * reach * heads.token_width * share.itemsize
+    before = min(window - 1, share.tokens - share.own_tokens)
+    moved = share.rows * before * heads.token_bytes(share.itemsize)
     return Volume(moved, moved)
 
 
@@ -155,9 +161,9 @@ def convolution(share: Share, *, channels: int, kernel: int) -> Volume:
 def state_space(share: Share, *, heads: int, head_size: int, state_size: int) -> Volume:
     """A Mamba-2 scan: every other rank's final state, and its decay over a shard, one number per head.
 
-    forward: (P - 1) * heads * (head_size * state_size + 1) * 4; backward: the same, as gradients of the own
+    forward: (P - 1) * heads * (head_size * state_size * 4 + 8); backward: the same, as gradients of the own
     state and decay from everybody. It does not depend on the number of tokens.
     """
-    numbers = heads * (head_size * state_size + 1)
-    moved = share.rows * (share.ranks - 1) * numbers * share.wide_itemsize
+    each = heads * (head_size * state_size * STATE_BYTES + DECAY_BYTES)
+    moved = share.rows * (share.ranks - 1) * each
     return Volume(moved, moved)

@@ -68,9 +68,19 @@ class SequenceShard:
         return tuple(bound - self.start for bound in cut_bounds(self.bounds, self.start, self.end))
 
     @property
+    def tokens_before(self) -> int:
+        """How many tokens of the first own token's document lie on earlier ranks."""
+        return pieces(self.bounds, self.start, self.end)[0][2]
+
+    @property
     def continues_left(self) -> bool:
         """Whether the first own token belongs to a document that began on another rank."""
-        return self.start not in self.bounds
+        return self.tokens_before > 0
+
+    @property
+    def first_rank(self) -> int:
+        """The rank that holds the beginning of the first own token's document."""
+        return (self.start - self.tokens_before) // self.tokens_per_rank
 
     def position_ids(self, device: torch.device | str | None = None) -> Tensor:
         """The place of each own token in its document, also if that began on another rank: int64 [1, n]."""

@@ -1,9 +1,7 @@
 """The sdpa backend on a CPU: attention in parts that need no mask, merged by their log-sum-exp.
 
-Each part (``parts.py``) goes through torch's flash kernel, which returns the log-sum-exp with the output. For
-normalisers a, b and outputs x, y of two parts, attention over both is x + (y - x) sigmoid(b - a), and its
-normaliser log(exp a + exp b). The kernel's backward, given the merged output and normaliser, yields each
-part's exact gradients. Retrieved keys are gathered again in the backward, not kept.
+``parts.py`` says what the parts are, ``partial.py`` computes one. Retrieved keys are gathered again in the
+backward, not kept. ``take_part`` and ``give_back_part`` serve any device, and rows on several ranks.
 """
 
 from __future__ import annotations
@@ -15,10 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from se_model.span.layout import Layout
+from se_model.span.partial import attend_part, part_gradients
 from se_model.span.parts import Part, cut_into_parts
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend(
@@ -50,7 +46,7 @@ class _MergedAttention(torch.autograd.Function):
         out = _new_row(q, dtype)
         normaliser = torch.empty(q.shape[:3], dtype=dtype)
         for part in cut_into_parts(q, layout, counts):
-            _attend_part(part, q, k, v, blocks, out, normaliser, scale)
+            take_part(part, q, k, v, blocks, out, normaliser, scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, blocks, out, normaliser)
         ctx.counts, ctx.layout, ctx.scale = counts, layout, scale
@@ -63,20 +59,20 @@ class _MergedAttention(torch.autograd.Function):
         # A key's gradient is a sum over all parts that see it: kept wide until the last.
         for_q, for_k, for_v = grads = tuple(_new_row(x, normaliser.dtype) for x in (q, k, v))
         for part in cut_into_parts(q, ctx.layout, ctx.counts):
-            _give_back_part(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
+            give_back_part(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
         return for_q.to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None, None
 
 
 # A function each, so that what a call returns is gone before the next one.
 
 
-def _attend_part(
+def take_part(
     part: Part, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, out: Tensor, normaliser: Tensor, scale: float
 ) -> None:
     """Takes a part's attention into ``out`` [B, H, L, D] and ``normaliser`` [B, H, L]."""
     queries = part.queries
     given = (queries.batch(q), part.gather(k, blocks), part.gather(v, blocks))
-    one, one_normaliser = (queries.unbatch(x) for x in _flash(*given, 0.0, part.causal, scale=scale))
+    one, one_normaliser = (queries.unbatch(x) for x in attend_part(*given, causal=part.causal, scale=scale))
     here, here_normaliser = queries.view(out), queries.view(normaliser)
     if part.causal:
         here.copy_(one)
@@ -87,7 +83,7 @@ def _attend_part(
         torch.logaddexp(here_normaliser, one_normaliser, out=here_normaliser)
 
 
-def _give_back_part(
+def give_back_part(
     part: Part,
     grad: Tensor,
     q: Tensor,
@@ -103,7 +99,7 @@ def _give_back_part(
     queries = part.queries
     given = (queries.batch(grad), queries.batch(q), part.gather(k, blocks), part.gather(v, blocks))
     results = (queries.batch(out), queries.batch(normaliser))
-    for_q, for_k, for_v = _flash_backward(*given, *results, 0.0, part.causal, scale=scale)
+    for_q, for_k, for_v = part_gradients(*given, *results, causal=part.causal, scale=scale)
     if part.causal:
         queries.view(totals[0]).copy_(queries.unbatch(for_q))
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -73,10 +74,29 @@ class RetrievedPart:
         give_back(total[rows], part, blocks[rows], self.run, self.block_size)
 
 
-Part = OwnPart | RetrievedPart
+class Part(Protocol):
+    """What attention is computed for at a time: queries in a row, and keys that ``gather`` brings."""
+
+    @property
+    def queries(self) -> Stretches:
+        """Where the queries lie."""
+        ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees the keys up to itself alone."""
+        ...
+
+    def gather(self, x: Tensor, blocks: Tensor) -> Tensor:
+        """The part's keys or values [N, G, keys, D], from where x holds them."""
+        ...
+
+    def give_back(self, total: Tensor, part: Tensor, blocks: Tensor) -> None:
+        """Adds the gradient of what ``gather`` returned into that of x."""
+        ...
 
 
-def cut_into_parts(q: Tensor, layout: Layout, counts: tuple[int, ...]) -> Iterator[Part]:
+def cut_into_parts(q: Tensor, layout: Layout, counts: tuple[int, ...]) -> Iterator[OwnPart | RetrievedPart]:
     """All that the queries q [B, H, L, D] see, each (query, key) pair in one part.
 
     ``counts``: how many blocks each choice retrieves.

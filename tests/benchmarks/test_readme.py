@@ -85,7 +85,7 @@ def test_without_a_gpu_make_gpu_says_so_in_one_line_and_succeeds(tmp_path):
     for mark in (".installed", ".installed-dev"):
         (tmp_path / mark).touch()
     done = subprocess.run(
-        ["make", "gpu", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
+        ["make", "--no-print-directory", "gpu", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

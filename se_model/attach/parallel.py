@@ -1,0 +1,32 @@
+"""Whether a model can run with its rows over several ranks: told before anything runs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from se_model.attach.attachment import attention_layers
+from se_model.attach.interface import MARK, LayerMark
+from se_model.loss import refuse_without_shards, unwrap
+from se_model.parallel.attention import parallel_attention
+
+
+def check_parallel(model: nn.Module) -> None:
+    """Refuse a model of which some layer would see its own rank's tokens only.
+
+    `model` is a transformers causal language model or a `PeftModel` around one, with the attention attached
+    that it is to have; where nothing is attached, Mamba-2-Hybrid runs full attention.
+
+    Raises:
+        ValueError: naming the layers: recurrent ones of an architecture that hands on no state, attention
+            that nobody attached, or of a kind that has no implementation for several ranks.
+    """
+    causal_lm = unwrap(model)
+    refuse_without_shards(getattr(causal_lm, causal_lm.base_model_prefix))
+    for name, layer in attention_layers(causal_lm):
+        mark: LayerMark | None = getattr(layer, MARK, None)
+        if mark is None:
+            continue
+        try:
+            parallel_attention(mark.attachment.config.kind)
+        except ValueError as refusal:
+            raise ValueError(f"{name}: {refusal}") from None

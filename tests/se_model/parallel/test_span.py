@@ -1,0 +1,78 @@
+"""Property 5 for span attention: on any number of ranks what one process computes, outputs and gradients."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from se_model.parallel.group import ContextParallelGroup
+from se_model.parallel.shard import SequenceShard
+from se_model.parallel.span import span_attention
+from se_model.span import SpanConfig
+from tests.distributed import run_distributed
+from tests.tolerances import F32, F64, within
+
+SHARD = 16
+
+
+def rows(ranks):
+    """Document bounds: on, one before and one after a shard's boundary, over three shards, many short."""
+    length = ranks * SHARD
+    inner = [(), (16,), (15,), (17,), (5, 9, 10, length - 3)]
+    return [(0, *(bound for bound in bounds if bound < length), length) for bounds in inner]
+
+
+def draw(length, heads, groups, dtype, batch=1):
+    generator = torch.Generator().manual_seed(length + heads)
+    return [
+        torch.randn(batch, length, count, 8, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .transpose(1, 2)
+        for count in (heads, groups, groups, heads)
+    ]
+
+
+def agree(rank, ranks, config, bounds, groups, dtype, batch):
+    """Every rank computes the whole row too, and compares its part."""
+    *whole, weights = draw(bounds[-1], 4, groups, dtype, batch)
+    whole = [x.requires_grad_() for x in whole]
+    cu_seqlens = torch.tensor(bounds) if batch == 1 else None
+    expected = config.bind(layer=1, step=5)(*whole, cu_seqlens=cu_seqlens)
+    expected_gradients = torch.autograd.grad(expected, whole, weights)
+
+    group = ContextParallelGroup()
+    shard = SequenceShard.of(group, bounds[-1], cu_seqlens)
+    own = [x.detach()[:, :, shard.tokens].clone().requires_grad_() for x in whole]
+    found = span_attention(config, *own, shard, layer=1, step=5, scale=None)
+    tolerance = within(F64 if dtype == torch.float64 else F32)
+    torch.testing.assert_close(found, expected[:, :, shard.tokens], **tolerance)
+    gradients = torch.autograd.grad(found, own, weights[:, :, shard.tokens])
+    for name, one, other in zip("qkv", gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(
+            one, other[:, :, shard.tokens], **tolerance, msg=lambda text, name=name: f"d{name}: {text}"
+        )
+
+
+def every_case(rank, ranks):
+    for bounds, (selection, refresh), groups, summary in product(
+        rows(ranks),
+        [("chunk", None), ("causal", None), ("causal", 2)],
+        (1, 2, 4),
+        ("attention", "mean_key"),
+    ):
+        config = SpanConfig(
+            chunk_sizes=8, block_size=4, top_k=2, selection=selection, refresh=refresh, summary=summary
+        )
+        agree(rank, ranks, config, bounds, groups, torch.float64, 1)
+    for top_k in (0, 1, 100):
+        for size in (4, 16):
+            config = SpanConfig(chunk_sizes=size, block_size=4, top_k=top_k)
+            agree(rank, ranks, config, (0, 13, ranks * SHARD), 2, torch.float64, 1)
+    drawn = SpanConfig(chunk_sizes=(4, 8, 16), block_size=4, top_k=3, seed=3)
+    agree(rank, ranks, drawn, (0, ranks * SHARD), 2, torch.float64, 3)
+    agree(rank, ranks, drawn, (0, ranks * SHARD), 2, torch.float32, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_outputs_and_gradients_are_those_of_one_process(ranks):
+    run_distributed(every_case, ranks)
