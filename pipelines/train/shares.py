@@ -92,12 +92,12 @@ def check_layers(stage: TrainStage, context: CheckContext) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from se_model.attach import check_parallel
+    from se_model.attach import attach, check_parallel
 
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(configuration)
     try:
-        check_parallel(skeleton)
+        check_parallel(attach(skeleton, stage.attention.build(context.seed)))
     except ValueError as error:
         raise InvalidKeyError(KEY, " ".join(str(error).split())) from error
 
