@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import EspanError
+from pipelines.train import engine as engine_module
 from pipelines.train import steps as steps_module
 from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
@@ -80,6 +81,24 @@ def test_adapters_train_alike(
     two_workers.run(train_silently, shared)
     torch.testing.assert_close(metrics(shared, *CURVE), metrics(whole, *CURVE), rtol=RTOL, atol=ATOL)
     assert Path(shared.output, "model", "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_gradients_may_be_exchanged_while_rows_are(
+    make_job: MakeJob, alone: Group, two_workers: Workers, zero: int
+) -> None:
+    keys: dict[str, Any] = {"steps": 2, "deepspeed": {"zero": zero}, "activation_checkpointing": True}
+    whole, shared = make_job("whole", **keys), make_job("shared", **keys, **SHARED)
+    train_silently(alone, whole)
+    two_workers.run(train_in_small_buckets, shared)
+    torch.testing.assert_close(metrics(shared, *CURVE), metrics(whole, *CURVE), rtol=RTOL, atol=ATOL)
+
+
+def train_in_small_buckets(group: Group, job: TrainJob) -> None:
+    """As a large model trains: DeepSpeed sums what gradients there are in the midst of the backward pass."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine_module, "_BUCKET_ELEMENTS", 3000)
+        train_silently(group, job)
 
 
 def test_bf16_trains_on_shared_rows(make_job: MakeJob, two_workers: Workers) -> None:
