@@ -56,25 +56,35 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard, *, sca
     q: [B, H, n, D]; k, v: [B, G, n, D]. Returns [B, H, n, D]. Memory: the row's keys and values.
     """
     gathered = gather_states(torch.stack([k, v]), shard.group, PURPOSE)  # [P, 2, B, G, n, D]
-    row = gathered[: shard.group.rank].permute(1, 2, 3, 0, 4, 5).flatten(3, 4)  # [2, B, G, start, D]
-    # Also where it is empty: so every rank comes to the exchange's backward.
-    before = row.narrow(3, shard.start - shard.tokens_before, shard.tokens_before)
+    # Also where that is nothing: so every rank comes to the exchange's backward.
+    before = _side_by_side(gathered[shard.first_rank : shard.group.rank])
+    before = before.narrow(3, before.shape[3] - shard.tokens_before, shard.tokens_before)
     lengths = [shard.local_bounds[1], q.shape[2] - shard.local_bounds[1]]
     (first_q, q), (first_k, k), (first_v, v) = (x.split(lengths, dim=2) for x in (q, k, v))
     first_k, first_v = (torch.cat(pair, dim=2) for pair in ((before[0], first_k), (before[1], first_v)))
-    output = _attend_behind(first_q, first_k, first_v, scale)
+    output = attend_behind(first_q, first_k, first_v, scale)
     if not lengths[1]:
         return output
     bounds = tuple(bound - lengths[0] for bound in shard.local_bounds[1:])
     return torch.cat([output, attend_within(q, k, v, bounds, scale)], dim=2)
 
 
-def _attend_behind(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Causal attention of the last m of p + m tokens. q: [B, H, m, D]; k, v: [B, G, p + m, D]."""
+def _side_by_side(gathered: Tensor) -> Tensor:
+    """The tokens of R ranks in a row. gathered: [R, 2, B, G, n, D] -> [2, B, G, R * n, D]."""
+    return gathered.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+
+
+def attend_behind(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, *, mask_elements: int = _MASK_ELEMENTS
+) -> Tensor:
+    """Causal attention of the last m of p + m tokens. q: [B, H, m, D]; k, v: [B, G, p + m, D].
+
+    Queries go tile by tile, each with a mask of at most ``mask_elements`` (and at least one query).
+    """
     new, total = q.shape[2], k.shape[2]
     if new == total:
         return attend_within(q, k, v, (0, new), scale)
-    size = max(1, _MASK_ELEMENTS // total)
+    size = max(1, mask_elements // total)
     outputs, end = [], total - new
     for queries in q.split(size, dim=2):
         end += queries.shape[2]
@@ -181,7 +191,7 @@ def _keys_before(pair: Tensor, reach: int, shard: SequenceShard) -> Tensor:
         last = pair[:, :, :, length - reach :]
         return receive_left(last, shard.group, last.shape, PURPOSE)
     gathered = gather_states(pair, shard.group, PURPOSE)
-    return gathered[: shard.group.rank].permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+    return _side_by_side(gathered[: shard.group.rank])
 
 
 PARALLEL_ATTENTION: dict[str, ParallelAttention] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,7 +71,7 @@ class SequenceShard:
     @property
     def tokens_before(self) -> int:
         """How many tokens of the first own token's document lie on earlier ranks."""
-        return pieces(self.bounds, self.start, self.end)[0][2]
+        return self.start - self.bounds[bisect_right(self.bounds, self.start) - 1]
 
     @property
     def continues_left(self) -> bool:
@@ -120,7 +121,7 @@ def shard_length(length: int, ranks: int, chunk_multiple: int = 1) -> int:
 
 def cut_bounds(bounds: tuple[int, ...], start: int, end: int) -> tuple[int, ...]:
     """Bounds of the pieces of documents between tokens ``start`` and ``end``: (start, ..., end)."""
-    return (start, *(bound for bound in bounds if start < bound < end), end)
+    return (start, *bounds[bisect_right(bounds, start) : bisect_left(bounds, end)], end)
 
 
 def pieces(bounds: tuple[int, ...], start: int, end: int) -> list[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from se_model.parallel import ContextParallelGroup, gather_states, receive_left
@@ -100,6 +101,24 @@ def test_gradients_return_to_where_the_values_came_from(ranks: int) -> None:
         torch.testing.assert_close(gathered, expected, **EXACT)
         right = numbers(201 + rank, 4) if rank + 1 < ranks else torch.zeros(4, dtype=torch.float64)
         torch.testing.assert_close(halo, right, **EXACT)
+
+
+def gather_in_pairs(rank: int, ranks: int) -> tuple[int, Tensor, Tensor | None]:
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    group = ContextParallelGroup(pairs[rank // 2])
+    shifted = group.shift_right(torch.tensor([rank]), (1,), purpose="shift")
+    return group.rank, group.all_gather(torch.tensor(rank), purpose="gather"), shifted
+
+
+def test_several_groups_side_by_side_keep_to_themselves() -> None:
+    results = run_distributed(gather_in_pairs, 4)
+    assert [(rank, x.tolist()) for rank, x, _ in results] == [
+        (0, [0, 1]),
+        (1, [0, 1]),
+        (0, [2, 3]),
+        (1, [2, 3]),
+    ]
+    assert [x if x is None else x.tolist() for *_, x in results] == [None, [0], None, [2]]
 
 
 def give_too_few_parts(rank: int, ranks: int) -> None:

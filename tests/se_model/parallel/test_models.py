@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from se_model import attach
+from se_model import HyLoraConfig, apply_hylora, attach
 from se_model.attach import set_step
 from se_model.attentions import AttentionConfig
 from se_model.baselines import FullConfig, NoMemoryConfig, SlidingWindowConfig
@@ -59,7 +59,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     batch: int = 1
     checkpointing: bool = False
-    train: bool = True
+    adapters: bool = False
 
 
 @dataclass
@@ -89,7 +89,13 @@ def build(case: Case) -> nn.Module:
         set_step(model, 3)
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.train(case.train)
+    if case.adapters:
+        torch.manual_seed(7)
+        model = apply_hylora(model, HyLoraConfig(rank=2, alpha=4))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # Zeros would stop the gradient of every lora_A.
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model.train()
 
 
 def run(case: Case, group: ContextParallelGroup | None = None) -> Outcome:
@@ -171,6 +177,14 @@ def test_several_rows_of_one_document_each() -> None:
     assert_equals_one_process(4, [Case(kind, batch=3) for kind in ATTENTIONS], F64)
 
 
+def test_adapters_over_frozen_weights() -> None:
+    cases = [
+        Case(kind, "one token after", adapters=True, checkpointing=kind == "full")
+        for kind in ("full", "none")
+    ]
+    assert_equals_one_process(2, cases, F64)
+
+
 def test_other_layouts_of_layers() -> None:
     names = ["mamba2_hybrid-ends", "mamba2_hybrid-untied"]
     assert_equals_one_process(4, [Case("full", "one token after", model=name) for name in names], F64)
@@ -181,6 +195,33 @@ def test_llama_with_attached_attention(ranks: int) -> None:
     rows = ["one document", "one token before", "over three shards, none of it on the last"]
     cases = [Case(kind, row, model="llama") for kind in ("full", "window", "none", "span") for row in rows]
     assert_equals_one_process(ranks, cases, F64)
+
+
+def count_traffic(rank: int, ranks: int, case: Case) -> dict[tuple[str, str], tuple[int, int]]:
+    group = ContextParallelGroup()
+    run(case, group)
+    return {key: (traffic.sent, traffic.received) for key, traffic in group.counter.by_purpose.items()}
+
+
+def test_state_space_layers_exchange_states_and_halos_and_no_tokens() -> None:
+    config, ranks, width = tiny_model("mamba2_hybrid").config, 4, torch.float64.itemsize
+    first, second, _, last = run_distributed(count_traffic, ranks, Case())
+    heads = config.mamba_num_heads
+    state = heads * config.mamba_head_dim * config.state_size + heads  # and each head's decay
+    layers = config.num_hidden_layers - 1
+    for direction in ("forward", "backward"):
+        assert second["state", direction] == (layers * (ranks - 1) * state * width,) * 2
+    inputs = layers * (config.inner_size + 2 * config.n_groups * config.state_size)
+    inputs += (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    halo = (config.conv_kernel - 1) * inputs * width
+    assert (config.conv_kernel, first["convolution", "forward"], last["convolution", "forward"]) == (
+        config.attention_conv_kernel,
+        (halo, 0),
+        (0, halo),
+    )
+    assert second["convolution", "backward"] == (halo, halo)
+    keys = 2 * config.num_key_value_heads * config.head_dim * LENGTH // ranks
+    assert second["keys and values", "forward"] == ((ranks - 1) * keys * width,) * 2
 
 
 def test_rows_put_boundaries_where_their_names_say() -> None:
