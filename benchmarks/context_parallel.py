@@ -85,11 +85,10 @@ def run(
     host = describe_machine("cpu")
     records = []
     for count in ranks:
-        NOTES.print(f"counting bytes on {count} ranks ...")
-        counted = run_distributed(count_bytes, count, layers, lengths, seed)
         for length in lengths:
-            here = [rank[str(length)] for rank in counted]
-            records += summarise(here, layers.share(count, length), layers)
+            NOTES.print(f"counting bytes: {length:,} tokens on {count} ranks ...")
+            counted = run_distributed(count_bytes, count, layers, length, seed)
+            records += summarise(counted, layers.share(count, length), layers)
     NOTES.print(f"timing {tokens:,} tokens on each of one and of two ranks ...")
     timed = {
         str(count): run_distributed(time_steps, count, layers, tokens, repeats, seed)[0] for count in (1, 2)

@@ -67,12 +67,8 @@ class Layers:
         return parallel_attention("span")(self.config, q, k, v, shard, layer=0, step=0, scale=None)
 
 
-def count_bytes(rank: int, ranks: int, layers: Layers, lengths: tuple[int, ...], seed: int) -> dict[str, Any]:
-    """Bytes that this rank exchanges, by length, design, direction and purpose."""
-    return {str(length): _count(rank, ranks, layers, length, seed) for length in lengths}
-
-
-def _count(rank: int, ranks: int, layers: Layers, length: int, seed: int) -> dict[str, Any]:
+def count_bytes(rank: int, ranks: int, layers: Layers, length: int, seed: int) -> dict[str, Any]:
+    """Bytes that this rank exchanges, by design, direction and purpose."""
     designs: dict[str, Callable[[SequenceShard, Layers, Drawn], None]] = {
         "SE-Attn": _span,
         "all-gather of K/V": _all_gather,
