@@ -37,6 +37,9 @@ OUTPUT = Path(__file__).parent / "results" / "context_parallel.json"
 LARGE = (Share(64, 1, 64 * 163_840, itemsize=2), Heads(query=30, key_value=30, size=128))
 NOTES = Console(stderr=True)
 
+HEADINGS = ("ranks", "tokens", "design", "forward MiB (formula)", "backward MiB (formula)", "of ring's")
+LARGE_HEADINGS = ("ranks", "tokens", "design", "forward GiB", "backward GiB", "of ring's")
+
 app = typer.Typer(add_completion=False)
 
 Record = dict[str, Any]
@@ -152,11 +155,10 @@ def verdicts(result: Record) -> list[str]:
 def table(result: Record) -> Table:
     """What a terminal shows: mean bytes received by a rank, counted and by formula."""
     shown = Table(title="Bytes that a rank receives in one layer, float32, MiB: counted (by formula)")
-    for heading in ("ranks", "tokens"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("design", no_wrap=True)
-    for heading in ("forward", "backward", "of ring's"):
-        shown.add_column(heading, justify="right", no_wrap=True)
+    for heading in HEADINGS:
+        shown.add_column(
+            heading.partition(" MiB")[0], justify="left" if heading == "design" else "right", no_wrap=True
+        )
     for row in rows(result):
         shown.add_row(*row)
     return shown
@@ -175,6 +177,20 @@ def rows(result: Record) -> list[tuple[str, ...]]:
             _cell(one["forward"]), _cell(one["backward"]), _share(one, ring[one["ranks"], one["length"]]),
         )
         for one in result["results"]
+    ]  # fmt: skip
+
+
+def large_rows(result: Record) -> list[tuple[str, ...]]:
+    """The cells of the table of a row too long for any machine here: formulas alone."""
+    share, bytes_ = result["by_formula"]["share"], result["by_formula"]["bytes"]
+    ring = sum(bytes_["ring"].values())
+    return [
+        (
+            str(share["ranks"]), f"{share['tokens']:,}", name, f"{one['forward'] / 2**30:.2f}",
+            f"{one['backward'] / 2**30:.2f}",
+            "-" if name == "Mamba-2 state" else f"{sum(one.values()) / ring:.4f}",
+        )
+        for name, one in bytes_.items()
     ]  # fmt: skip
 
 

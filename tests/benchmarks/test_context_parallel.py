@@ -1,4 +1,4 @@
-"""The benchmark of context parallelism: what is counted is what the formulas say, and the targets are judged."""
+"""The benchmark of context parallelism: counts agree with the formulas, targets are judged."""
 
 import copy
 
