@@ -1,4 +1,4 @@
-"""The part of ``README.md`` that committed results decide: ``python -m benchmarks.readme`` rewrites it."""
+"""The parts of ``README.md`` that committed results decide: ``python -m benchmarks.readme`` rewrites them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import context_parallel
 from benchmarks.run import FORMAT
 from benchmarks.tables import HEADINGS, left_out_lines, rows
 from benchmarks.targets import HEADINGS as TARGET_HEADINGS
@@ -15,6 +16,8 @@ README = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN = "<!-- attention: begin; written by python -m benchmarks.readme -->"
 END = "<!-- attention: end -->"
+SHARED_BEGIN = "<!-- context parallelism: begin; written by python -m benchmarks.readme -->"
+SHARED_END = "<!-- context parallelism: end -->"
 
 
 def newest_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -64,17 +67,41 @@ def _markdown(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
 
 
 def rewrite(text: str, folder: Path) -> str:
-    """The README with the part between its markers made anew.
+    """The README with what attention costs made anew.
 
     Raises:
         ValueError: if a marker is missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md lacks the markers {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{section(folder)}\n{END}{after}"
+    return _replace(text, BEGIN, END, section(folder))
+
+
+def rewrite_shared(text: str, result: dict[str, Any]) -> str:
+    """The README with what context parallelism exchanges made anew.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    host, versions = result["machine"], result["versions"]
+    commit = versions["code"].get("commit", "unknown")
+    parts = [
+        f"{host['processor']}; torch {versions['torch']}, commit {commit}, "
+        f"{result['measured'][:10]}; load before {host['load_before']}. "
+        "All of it: `results/context_parallel.json`.",
+        _markdown(context_parallel.HEADINGS, context_parallel.rows(result)),
+        "\n".join(f"- {line}" for line in context_parallel.verdicts(result)),
+        _markdown(context_parallel.LARGE_HEADINGS, context_parallel.large_rows(result)),
+    ]
+    return _replace(text, SHARED_BEGIN, SHARED_END, "\n\n".join(parts))
+
+
+def _replace(text: str, begin: str, end: str, content: str) -> str:
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"README.md lacks the markers {begin!r} and {end!r}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(rewrite(README.read_text(), RESULTS))
+    shared = json.loads(context_parallel.OUTPUT.read_text())
+    README.write_text(rewrite_shared(rewrite(README.read_text(), RESULTS), shared))

@@ -59,7 +59,8 @@ def _collect(connections: list[Connection]) -> list[Any]:
     deadline = time.monotonic() + 2 * TIMEOUT
     while len(results) < len(connections):
         waiting = [connection for rank, connection in enumerate(connections) if rank not in results]
-        ready = wait(waiting, timeout=max(0, deadline - time.monotonic()))
+        answered = wait(waiting, timeout=max(0, deadline - time.monotonic()))
+        ready = [connection for connection in waiting if connection in answered]
         if not ready:
             raise TimeoutError(f"no result from ranks {sorted(set(range(len(connections))) - set(results))}")
         failures = []

@@ -16,7 +16,7 @@ from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotate
 from se_model.parallel import SequenceShard
-from se_model.parallel.attention import full_attention as parallel_full_attention
+from se_model.parallel.full import full_attention as parallel_full_attention
 
 
 class AttentionMixer(nn.Module):

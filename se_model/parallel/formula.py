@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STATE_BYTES = 4  # states and block summaries travel in float32
-DECAY_BYTES = 8  # a state's decay over a whole shard travels in float64
+STATE_BYTES = 4  # states, their decays and block summaries travel in float32
 ID_BYTES = 8  # what is asked for travels as int64
 
 
@@ -161,9 +160,9 @@ def convolution(share: Share, *, channels: int, kernel: int) -> Volume:
 def state_space(share: Share, *, heads: int, head_size: int, state_size: int) -> Volume:
     """A Mamba-2 scan: every other rank's final state, and its decay over a shard, one number per head.
 
-    forward: (P - 1) * heads * (head_size * state_size * 4 + 8); backward: the same, as gradients of the own
+    forward: (P - 1) * heads * (head_size * state_size + 1) * 4; backward: the same, as gradients of the own
     state and decay from everybody. It does not depend on the number of tokens.
     """
-    each = heads * (head_size * state_size * STATE_BYTES + DECAY_BYTES)
+    each = heads * (head_size * state_size + 1) * STATE_BYTES
     moved = share.rows * (share.ranks - 1) * each
     return Volume(moved, moved)

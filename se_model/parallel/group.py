@@ -17,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 Direction = Literal["forward", "backward"]
+
+# Its name from torch 2.13 on; before, the second.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 Shape = Sequence[int]
 
 
@@ -92,7 +95,7 @@ class ContextParallelGroup:
     def all_gather(self, x: Tensor, *, purpose: str, direction: Direction = "forward") -> Tensor:
         """Everybody's ``x``, equally shaped on all ranks: [P, *x.shape]."""
         gathered = x.new_empty((self.size, *x.shape))
-        dist.all_gather_into_tensor(_bytes(gathered), _bytes(x), group=self.process_group)
+        _all_gather(_bytes(gathered), _bytes(x), group=self.process_group)
         others = (self.size - 1) * x.nbytes
         self.counter.add(purpose, direction, sent=others, received=others)
         return gathered

@@ -36,7 +36,7 @@ def choose_in_parallel(
         if options.selection == "causal":
             all_sums = all_sums.roll(1, dims=2)  # what a document's first choice gets so is never looked at
         ids = _choose(all_sums, all_summaries, k.shape[1], layout, plan, width)
-    ids = _agree(ids, group, plans)
+    ids = agree_on_shared(ids, group, plans)
     first = plan.choices.start - plan.first_choice
     chosen[:, :, first : first + len(plan.choices)] = ids
     return chosen
@@ -119,7 +119,7 @@ def _choose(
     return torch.cat(chosen, dim=2)
 
 
-def _agree(ids: Tensor, group: ContextParallelGroup, plans: tuple[RankPlan, ...]) -> Tensor:
+def agree_on_shared(ids: Tensor, group: ContextParallelGroup, plans: tuple[RankPlan, ...]) -> Tensor:
     """Takes a choice that two ranks share from the one that holds its first query.
 
     Both would choose alike but for rounding, since products of other sizes may add in another order.

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks.context_parallel import OUTPUT
 from benchmarks.plots import cost_figure, floor_figure
-from benchmarks.readme import BEGIN, END, README, RESULTS, newest_results, rewrite, section
+from benchmarks.readme import BEGIN, END, README, RESULTS, newest_results, rewrite, rewrite_shared, section
 from benchmarks.targets import TARGETS
 from tests.benchmarks.conftest import ROOT
 
@@ -16,6 +17,7 @@ from tests.benchmarks.conftest import ROOT
 def test_the_readme_is_in_step_with_the_committed_results():
     text = README.read_text()
     assert rewrite(text, RESULTS) == text, "run python -m benchmarks.readme"
+    assert rewrite_shared(text, json.loads(OUTPUT.read_text())) == text, "run python -m benchmarks.readme"
     for path, result in newest_results(RESULTS):
         assert f"results/{path.name}" in text
         assert result["results"]

@@ -1,4 +1,4 @@
-"""Queries behind a prefix of keys see all of it, however they are tiled."""
+"""Queries behind a prefix of keys see all of it, and what they give back reaches it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import pytest
 import torch
 
 from se_model.baselines import full_attention
-from se_model.parallel.attention import attend_behind
-from tests.tolerances import F64, within
+from se_model.parallel.full import attend_behind
+from tests.tolerances import BY_DTYPE, within
 
 
-@pytest.mark.parametrize("mask_elements", [1, 60, 10**6])
-def test_the_last_queries_of_full_attention_in_tiles(mask_elements: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("before", [0, 1, 9, 22])
+def test_the_last_queries_of_full_attention(before: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v, upstream = (
-        torch.randn(2, heads, 23, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+        torch.randn(2, heads, 23, 4, dtype=torch.float64, generator=generator).to(dtype)
         for heads in (4, 2, 2, 4)
     )
-    expected = full_attention(q, k, v, scale=0.3)[:, :, 9:]
-    wanted = torch.autograd.grad((expected * upstream[:, :, 9:]).sum(), [q, k, v])
-    output = attend_behind(q[:, :, 9:], k, v, 0.3, mask_elements=mask_elements)
-    torch.testing.assert_close(output, expected, **within(F64))
-    torch.testing.assert_close(
-        torch.autograd.grad((output * upstream[:, :, 9:]).sum(), [q, k, v]), wanted, **within(F64)
-    )
-    with torch.no_grad():
-        torch.testing.assert_close(
-            attend_behind(q[:, :, 9:], k, v, 0.3, mask_elements=mask_elements), expected, **within(F64)
-        )
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = full_attention(*wide, scale=0.3)[:, :, before:]
+    wanted = torch.autograd.grad((expected * upstream[:, :, before:]).sum(), wide)
+
+    (first_k, k), (first_v, v) = (x.split([before, 23 - before], dim=2) for x in inputs[1:])
+    output = attend_behind(inputs[0][:, :, before:], k, v, first_k, first_v, 0.3)
+    assert output.dtype == dtype
+    gradients = torch.autograd.grad((output * upstream[:, :, before:]).sum(), inputs)
+    torch.testing.assert_close(output.double(), expected, **within(BY_DTYPE[dtype]))
+    for gradient, true in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient.double(), true, **within(BY_DTYPE[dtype]))

@@ -61,7 +61,7 @@ def test_a_window_reaches_as_far_as_there_are_tokens() -> None:
 
 def test_what_does_not_depend_on_length() -> None:
     assert convolution(SHARE, channels=100, kernel=4) == Volume(3 * 100 * 2, 3 * 100 * 2)
-    each = 3 * 16 * (64 * 128 * 4 + 8)
+    each = 3 * 16 * (64 * 128 + 1) * 4
     assert state_space(SHARE, heads=16, head_size=64, state_size=128) == Volume(each, each)
 
 

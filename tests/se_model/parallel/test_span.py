@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from se_model.parallel.group import ContextParallelGroup
+from se_model.parallel.select import agree_on_shared
 from se_model.parallel.shard import SequenceShard
 from se_model.parallel.span import span_attention
+from se_model.parallel.span_plan import plan_ranks
 from se_model.span import SpanConfig
+from se_model.span.layout import cut
 from tests.distributed import run_distributed
 from tests.tolerances import F32, F64, within
 
@@ -76,3 +79,16 @@ def every_case(rank, ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_outputs_and_gradients_are_those_of_one_process(ranks):
     run_distributed(every_case, ranks)
+
+
+def shared_choices(rank, ranks):
+    """Ranks that disagree about every choice; the second document begins inside a shard."""
+    layout = cut(8, 4, 8, (0, 20, 48))
+    plans = plan_ranks(layout, 3)
+    ids = torch.full((1, 1, len(plans[rank].choices), 1), rank)
+    return agree_on_shared(ids, ContextParallelGroup(), plans)[0, 0, :, 0].tolist()
+
+
+def test_a_choice_that_two_ranks_share_is_the_one_of_its_first_query_s_rank():
+    # Choices begin at tokens 0, 8, 16 and 20, 28, 36, 44; shards at 0, 16 and 32.
+    assert run_distributed(shared_choices, 3) == [[0, 0], [1, 1, 1], [1, 2, 2]]
