@@ -146,7 +146,7 @@ class TrainStage(Stage):
         micro_batches = rows // (groups * self.micro_batch_rows)
         sizes = model_sizes(self, context)
         needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
-        dealt = f"{groups} workers" if self.context_parallel == 1 else f"{groups} data-parallel groups"
+        dealt = f"{groups} workers" if self.context_parallel == 1 else _groups_text(groups)
         return {
             "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
@@ -196,8 +196,8 @@ class TrainStage(Stage):
         if configuration is not None:
             exchange = exchange_text(exchanged(self, configuration, share, micro_batches))
         return {
-            "layout": f"{self.layout.groups} data-parallel groups x {self.context_parallel} context-parallel "
-            f"ranks, {share.own_tokens:,} of {share.tokens:,} tokens a rank",
+            "layout": f"{_groups_text(self.layout.groups)} x {self.context_parallel} context-parallel ranks, "
+            f"{share.own_tokens:,} of {share.tokens:,} tokens a rank",
             "exchange": exchange,
         }
 
@@ -230,6 +230,10 @@ class TrainStage(Stage):
             Mamba2HybridConfig(**self.model.new)
         except (TypeError, ValueError) as error:
             raise InvalidKeyError("model.new", " ".join(str(error).split())) from error
+
+
+def _groups_text(groups: int) -> str:
+    return "1 data-parallel group" if groups == 1 else f"{groups} data-parallel groups"
 
 
 def run(stage: TrainStage, context: Context) -> Mapping[str, Any]:
