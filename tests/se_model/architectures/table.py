@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from se_model.attach import attach, attention_layers
+from se_model.attach import attach, attention_layers, check_parallel
 from se_model.hylora import apply_hylora, coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, parts
 from se_model.loss import recurrent_layers
@@ -95,8 +95,16 @@ def _attaching(name: str) -> list[str]:
         _packing(name),
         "left, right" if set(sides) == {RIGHT} else "refused",
         RIGHT if pairs == RIGHT else "refused",
-        "no",  # nothing in this package splits a row over devices
+        _parallel(model),
     ]
+
+
+def _parallel(attached: PreTrainedModel) -> str:
+    try:
+        check_parallel(attached)
+    except ValueError:
+        return f"refused: {_carrying(attached)} would have to hand on state"
+    return "yes"
 
 
 def _packing(name: str) -> str:
@@ -104,10 +112,12 @@ def _packing(name: str) -> str:
     read = [argument for argument in arguments if packing(name, (argument,)) == RIGHT]
     if read:
         return "yes, by " + " or ".join(_code(argument) for argument in read)
-    model = tiny_model(name)
+    return f"refused: {_carrying(tiny_model(name))} would carry state across"
+
+
+def _carrying(model: PreTrainedModel) -> str:
     carrying = recurrent_layers(model)
-    outermost = [layer for layer in carrying if layer.rpartition(".")[0] not in carrying]
-    return f"refused: {_names(model, outermost)} would carry state across"
+    return _names(model, [layer for layer in carrying if layer.rpartition(".")[0] not in carrying])
 
 
 def _hylora(name: str) -> list[str]:
