@@ -86,10 +86,10 @@ def span_attention(
         min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
         twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
         ranks). Under "causal" selection `refresh` tokens choose together instead of M.
-    backward: the gradients of the keys and values that a rank sent: on average over the ranks as many bytes
-        as it received; one whose blocks everybody chose receives up to P - 1 times its share of those. The
-        choice itself has no gradient, so nothing returns to the summaries.
-    A chunk on two ranks adds what `chunks_on_two_ranks` says.
+    backward: the gradients of the keys and values that a rank sent, in float32 or wider: on average over the
+        ranks as many numbers as it received; one whose blocks everybody chose receives up to P - 1 times its
+        share of those. The choice itself has no gradient, so nothing returns to the summaries.
+    A chunk on two ranks adds what `chunks_on_two_ranks` says, and the queries of less than a block.
     """
     if share.ranks == 1:
         return Volume()
@@ -98,9 +98,14 @@ def span_attention(
     summary_heads = heads.key_value if summary == "mean_key" else heads.query
     summaries = share.rows * others * (blocks + choices) * summary_heads * heads.size * STATE_BYTES
     retrieved = min(choices * top_k, others * blocks)
-    moved = share.rows * retrieved * block_size * heads.token_bytes(share.itemsize)
     asked = (others + share.rows * retrieved * heads.key_value) * ID_BYTES
-    return Volume(summaries + moved + asked, moved) + chunks_on_two_ranks(share, heads, chunk_size)
+    shared = chunk_size - 1 if _chunks_straddle(share, chunk_size) else 0
+    queries = share.rows * (block_size - 1) * heads.query * heads.size * share.itemsize if shared else 0
+    tokens = share.rows * (retrieved * block_size + shared)
+    return Volume(
+        summaries + asked + queries + tokens * heads.token_bytes(share.itemsize),
+        tokens * heads.token_bytes(max(share.itemsize, STATE_BYTES)),
+    )
 
 
 def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
@@ -109,10 +114,14 @@ def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
     None where chunks end with the shards: in rows that are not packed, if n is a multiple of M. It is all
     that attention without memory exchanges. backward: their gradients.
     """
-    if share.ranks == 1 or not (share.packed or share.own_tokens % chunk_size):
+    if not _chunks_straddle(share, chunk_size):
         return Volume()
     moved = share.rows * (chunk_size - 1) * heads.token_bytes(share.itemsize)
     return Volume(moved, moved)
+
+
+def _chunks_straddle(share: Share, chunk_size: int) -> bool:
+    return share.ranks > 1 and (share.packed or share.own_tokens % chunk_size > 0)
 
 
 def full_attention(share: Share, heads: Heads) -> Volume:
