@@ -14,10 +14,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from se_model.attach.inputs import watch_inputs
-from se_model.attach.interface import INTERFACE_NAME, MARK, Attachment, LayerMark, forward
+from se_model.attach.interface import INTERFACE_NAME, forward
+from se_model.attach.marks import MARK, Attachment, LayerMark
 from se_model.attach.mask import real_tokens_or_documents
 from se_model.attentions import AttentionConfig
-from se_model.loss import handles_packing, recurrent_layers, unwrap
+from se_model.loss import unwrap
+from se_model.recurrence import handles_packing, recurrent_layers
 
 # Where a model keeps the handle of the hook on its inputs.
 _WATCH = "_expansion_span_inputs"
