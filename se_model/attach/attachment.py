@@ -44,6 +44,9 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     where recurrent layers would run across, attention dropout, and layers that ask for more than causality
     (a sliding window, a soft cap).
 
+    The Mamba-2 layers that `state_space.py` knows are given a class that takes a `shard`, part of a row over
+    several ranks; without one they compute what they did.
+
     Raises:
         ValueError: if an attention layer would be left out.
     """
