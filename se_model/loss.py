@@ -7,7 +7,6 @@ only one chunk's logits exist at once, forward and backward.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from se_model.recurrence import handles_packing, recurrent_layers, refuse_without_shards
 from se_model.span.documents import document_bounds
 
 if TYPE_CHECKING:
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from se_model.parallel import SequenceShard
 
 IGNORE_INDEX = -100
-
-# Parameters by which transformers 5.23 names a recurrence; the last is recurrent_gemma's.
-_RECURRENCE_PARAMETERS = ("A_log", "dt_bias", "recurrent_param")
 
 Head = Callable[[Tensor], Tensor]
 
@@ -187,28 +183,6 @@ def head_of(causal_lm: PreTrainedModel) -> Head:
     return head
 
 
-def handles_packing(decoder: nn.Module) -> bool:
-    """Whether the decoder itself takes `cu_seqlens` and keeps documents apart in all of its layers."""
-    return "cu_seqlens" in inspect.signature(decoder.forward).parameters
-
-
-def handles_shards(decoder: nn.Module) -> bool:
-    """Whether the decoder itself takes a ``shard``: all of its layers then reach beyond their rank."""
-    return "shard" in inspect.signature(decoder.forward).parameters
-
-
-def recurrent_layers(decoder: nn.Module) -> list[str]:
-    """Names of the modules that carry something from token to token other than by attention.
-
-    These are the convolutions, and whatever holds a recurrence's own parameters.
-    """
-    return [
-        name
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.Conv1d) or any(hasattr(module, own) for own in _RECURRENCE_PARAMETERS)
-    ]
-
-
 def _packing_arguments(decoder: nn.Module, cu_seqlens: Tensor) -> dict[str, Any]:
     if not handles_packing(decoder) and (leaking := recurrent_layers(decoder)):
         raise ValueError(
@@ -228,29 +202,6 @@ def _shard_arguments(
         )
     refuse_without_shards(decoder)
     return {"shard": shard, "position_ids": shard.position_ids(input_ids.device)}
-
-
-def refuse_without_shards(decoder: nn.Module) -> None:
-    """Refuses a decoder of which some layer would not look beyond its rank's tokens.
-
-    Raises:
-        ValueError: naming the layers.
-    """
-    if handles_shards(decoder):
-        return
-    if recurrent := recurrent_layers(decoder):
-        raise ValueError(
-            f"{type(decoder).__name__} carries state from token to token in {len(recurrent)} modules that "
-            f"cannot hand it to the next rank (context_parallel): {', '.join(recurrent)}"
-        )
-    # Only what attaches here takes the word; transformers' own would run on each rank's tokens alone.
-    name = getattr(decoder.config, "_attn_implementation", None)
-    attention = ALL_ATTENTION_FUNCTIONS.get(name)
-    if attention is None or "shard" not in inspect.signature(attention).parameters:
-        raise ValueError(
-            f"the attention of {type(decoder).__name__} ({name!r}) sees its own rank's tokens only "
-            "(context_parallel): attach one that sees beyond, FullConfig() for full attention"
-        )
 
 
 def _divide(by: float) -> Head:

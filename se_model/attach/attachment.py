@@ -14,10 +14,13 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from se_model.attach.inputs import watch_inputs
-from se_model.attach.interface import INTERFACE_NAME, MARK, Attachment, LayerMark, forward
+from se_model.attach.interface import INTERFACE_NAME, forward
+from se_model.attach.marks import MARK, Attachment, LayerMark
 from se_model.attach.mask import real_tokens_or_documents
+from se_model.attach.state_space import let_mixers_shard, restore_mixers
 from se_model.attentions import AttentionConfig
-from se_model.loss import handles_packing, recurrent_layers, unwrap
+from se_model.loss import unwrap
+from se_model.recurrence import handles_packing, recurrent_layers
 
 # Where a model keeps the handle of the hook on its inputs.
 _WATCH = "_expansion_span_inputs"
@@ -41,6 +44,9 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     where recurrent layers would run across, attention dropout, and layers that ask for more than causality
     (a sliding window, a soft cap).
 
+    The Mamba-2 layers that `state_space.py` knows are given a class that takes a `shard`, part of a row over
+    several ranks; without one they compute what they did.
+
     Raises:
         ValueError: if an attention layer would be left out.
     """
@@ -60,6 +66,7 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     _stop_watching(causal_lm)
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
     setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, _packing_refusal(causal_lm)))
+    let_mixers_shard(causal_lm, attachment)
     for ordinal, (name, layer) in enumerate(layers):
         if layer.config._attn_implementation != INTERFACE_NAME:
             detach(model)
@@ -77,6 +84,7 @@ def detach(model: nn.Module) -> nn.Module:
     causal_lm = unwrap(model)
     causal_lm.set_attn_implementation(_attachment_of(model).previous)
     _stop_watching(causal_lm)
+    restore_mixers(causal_lm)
     for module in (causal_lm, *(layer for _, layer in attention_layers(causal_lm))):
         if hasattr(module, MARK):
             delattr(module, MARK)

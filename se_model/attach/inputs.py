@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_model.attach.interface import Attachment
-from se_model.loss import handles_packing, packed_position_ids, refuse_without_shards
+from se_model.attach.marks import Attachment
+from se_model.loss import packed_position_ids
+from se_model.recurrence import handles_packing, refuse_without_shards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -26,7 +27,8 @@ def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: st
     A call is completed where it leaves out `position_ids` ([B, L]): they count from each row's first real
     token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]).
 
-    attachment: is told whether the call is packed, so that a layer that hears nothing of it refuses;
+    attachment: is told whether the call is packed or a shard, so that a layer that hears nothing of it
+    refuses;
     packing_refusal: why the model cannot keep packed documents apart; None where it can.
 
     Raises, at a call:
@@ -56,7 +58,8 @@ def _look_at(
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
-    if call.get("shard") is not None:
+    attachment.sharded = call.get("shard") is not None
+    if attachment.sharded:
         refuse_without_shards(decoder)
         return (), call
     restarting = cu_seqlens is None and _restart(positions, mask)

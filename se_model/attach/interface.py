@@ -6,58 +6,25 @@ tokens without padding, and gives those to the attention written on the layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_model.attach.marks import MARK, DecodedRun, LayerMark
 from se_model.attentions import Attention, AttentionConfig
 from se_model.parallel import SequenceShard
 from se_model.parallel.attention import parallel_attention
 from se_model.span import SpanConfig
-from se_model.span.decoding import DecodingState, decode, start_decoding
+from se_model.span.decoding import decode, start_decoding
 
 INTERFACE_NAME = "expansion_span"
-MARK = "_expansion_span"
 
 # What some layers ask of their attention beyond causality. No attention here does any of it, and to leave
 # it out would be another model.
 _BEYOND_CAUSAL = ("sliding_window", "softcap", "s_aux", "sinks", "position_bias", "indices")
-
-
-@dataclass(frozen=True)
-class DecodedRun:
-    """Where one run of a batch begins (of `rows`, at token `start`), and its state after the last forward."""
-
-    rows: slice
-    start: int
-    state: DecodingState
-
-
-@dataclass
-class Attachment:
-    """What one model is attached to; shared by its layers.
-
-    `decoding` holds, for `SpanConfig(decoding="span")` alone, what each layer (by its ordinal) needs to go on
-    where its last forward in evaluation mode without gradients stopped: one state, which the next prefill
-    replaces, and `attach` and `detach` drop.
-    """
-
-    config: AttentionConfig
-    previous: dict[str, Any]
-    packed: bool = False  # the call that is running, or ran last
-    step: int = 0
-    decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LayerMark:
-    """Written on an attention layer: its ordinal among the attention layers of its model."""
-
-    attachment: Attachment
-    layer: int
 
 
 def forward(
@@ -95,7 +62,9 @@ def forward(
         output = attend(
             config, query, key, value, shard, layer=mark.layer, step=mark.attachment.step, scale=scaling
         )
-    elif key.shape[2] != query.shape[2]:
+        return output.transpose(1, 2).contiguous(), None
+    mark.attachment.refuse_unheard_shard(module)
+    if key.shape[2] != query.shape[2]:
         if cu_seqlens is not None:
             raise ValueError("a packed row (cu_seqlens) cannot continue a cache")
         if span is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from se_model.attach.attachment import attention_layers
-from se_model.attach.interface import MARK, LayerMark
-from se_model.loss import refuse_without_shards, unwrap
+from se_model.attach.marks import MARK, LayerMark
+from se_model.loss import unwrap
 from se_model.parallel.attention import parallel_attention
+from se_model.recurrence import refuse_without_shards
 
 
 def check_parallel(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.zamba2.configuration_zamba2 import Zamba2Config
 
 from se_model.attach import attach, detach
-from se_model.attach.interface import MARK
+from se_model.attach.marks import MARK
 from se_model.span import Attention, SpanConfig, select_blocks
 from tests.se_model.sizes import SIZES
 from tests.se_model.test_attach import random_tokens

@@ -67,6 +67,30 @@ def test_rows_without_documents_are_cut_side_by_side(
     torch.testing.assert_close(metrics(shared, *CURVE), metrics(whole, *CURVE), rtol=RTOL, atol=ATOL)
 
 
+@pytest.mark.parametrize("hylora", [None, {"rank": 4, "alpha": 8}], ids=["full", "hylora"])
+@pytest.mark.parametrize("zero", [2, 3])
+def test_a_hybrid_of_transformers_trains_alike(
+    make_job: MakeJob,
+    alone: Group,
+    two_workers: Workers,
+    tmp_path: Path,
+    zero: int,
+    hylora: dict[str, int] | None,
+) -> None:
+    from transformers import BambaConfig, BambaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "attn_layer_indices": [1]}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 300}
+    sizes |= {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2}
+    BambaForCausalLM(BambaConfig(**sizes)).save_pretrained(tmp_path / "bamba")
+    keys: dict[str, Any] = {"data": str(write_corpus(tmp_path / "whole", packing="concatenate"))}
+    keys |= {"model": str(tmp_path / "bamba"), "steps": 4, "hylora": hylora}
+    whole, shared = make_job("alone", **keys), make_job("shared", **keys, **SHARED, deepspeed={"zero": zero})
+    train_silently(alone, whole)
+    two_workers.run(train_silently, shared)
+    torch.testing.assert_close(metrics(shared, *CURVE), metrics(whole, *CURVE), rtol=RTOL, atol=ATOL)
+
+
 @pytest.mark.parametrize("zero", [2, 3])
 @pytest.mark.parametrize("variant", ["hylora", "lora"])
 def test_adapters_train_alike(
@@ -137,13 +161,13 @@ def test_workers_that_share_a_row_drop_on_their_own_and_workers_with_rows_of_the
 def test_a_model_that_only_the_workers_see_is_refused_before_they_train(
     make_job: MakeJob, two_workers: Workers, tmp_path: Path
 ) -> None:
-    from transformers import BambaConfig, BambaForCausalLM
+    from transformers import JambaConfig, JambaForCausalLM
 
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "attn_layer_indices": [1]}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 300}
-    sizes |= {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2}
-    BambaForCausalLM(BambaConfig(**sizes)).save_pretrained(tmp_path / "bamba")
-    job = make_job(**SHARED, model=str(tmp_path / "bamba"), attention="full")
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300, "num_experts": 1}
+    sizes |= {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
+    JambaForCausalLM(JambaConfig(**sizes)).save_pretrained(tmp_path / "jamba")
+    job = make_job(**SHARED, model=str(tmp_path / "jamba"), attention="full")
     for message in two_workers.run(refusal, job):
         assert "cannot be trained as asked" in message
         assert "layers.0.mamba" in message

@@ -109,14 +109,14 @@ def test_attention_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
 def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
     corpus: Path, context: CheckContext, tmp_path: Path
 ) -> None:
-    from transformers import BambaConfig
+    from transformers import JambaConfig
 
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "attn_layer_indices": [1]}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 300}
-    sizes |= {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2}
-    BambaConfig(**sizes).save_pretrained(tmp_path / "bamba")
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300, "num_experts": 1}
+    sizes |= {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
+    JambaConfig(**sizes).save_pretrained(tmp_path / "jamba")
     stage = stage_of(
-        corpus, workers=2, context_parallel=2, model=str(tmp_path / "bamba"), attention={"kind": "full"}
+        corpus, workers=2, context_parallel=2, model=str(tmp_path / "jamba"), attention={"kind": "full"}
     )
     with pytest.raises(InvalidKeyError, match=r"\Acontext_parallel: .*layers\.0\.mamba.*\Z"):
         stage.check(context)

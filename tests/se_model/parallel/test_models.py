@@ -5,21 +5,20 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from se_model import HyLoraConfig, apply_hylora, attach
 from se_model.attach import set_step
 from se_model.attentions import AttentionConfig
 from se_model.baselines import FullConfig, NoMemoryConfig, SlidingWindowConfig
 from se_model.hybrid.mamba2 import Mamba2Mixer
-from se_model.loss import causal_lm_loss, unwrap
 from se_model.parallel import ContextParallelGroup, SequenceShard
 from se_model.span import SpanConfig
 from tests.distributed import run_distributed
+from tests.se_model.parallel.compare import Outcome, assert_near, assert_together, outcome
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import BF16, F32, F64
 
@@ -62,16 +61,6 @@ class Case:
     adapters: bool = False
 
 
-@dataclass
-class Outcome:
-    """What one rank, or the only process, computes: output [B, n, hidden], sums of loss, gradients."""
-
-    output: Tensor
-    loss: Tensor
-    count: Tensor
-    gradients: dict[str, Tensor]
-
-
 def build(case: Case) -> nn.Module:
     model = copy.deepcopy(tiny_model(case.model)).to(case.dtype)
     with torch.no_grad():
@@ -99,16 +88,10 @@ def build(case: Case) -> nn.Module:
 
 
 def run(case: Case, group: ContextParallelGroup | None = None) -> Outcome:
-    model, outputs = build(case), []
     tokens = torch.randint(3, 64, (case.batch, LENGTH), generator=torch.Generator().manual_seed(5))
     cu_seqlens = None if ROWS[case.row] is None else torch.tensor(ROWS[case.row])
     shard = None if group is None else SequenceShard.of(group, LENGTH, cu_seqlens)
-    decoder = getattr(unwrap(model), unwrap(model).base_model_prefix)
-    decoder.register_forward_hook(lambda _, __, output: outputs.append(output.last_hidden_state))
-    loss, count = causal_lm_loss(model, tokens, cu_seqlens=cu_seqlens, shard=shard, chunk_tokens=5)
-    loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return Outcome(outputs[0].detach(), loss.detach(), count, gradients)
+    return outcome(build(case), tokens, cu_seqlens, shard)
 
 
 def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
@@ -119,22 +102,7 @@ def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
 def assert_equals_one_process(ranks: int, cases: list[Case], tolerance: float) -> None:
     by_rank = run_distributed(run_shards, ranks, cases)
     for case, shards in zip(cases, zip(*by_rank, strict=True), strict=True):
-        expected = run(case)
-        assert sum(int(shard.count) for shard in shards) == int(expected.count)
-        assert_near(
-            torch.cat([shard.output for shard in shards], dim=1), expected.output, tolerance, case, "output"
-        )
-        assert_near(sum(shard.loss for shard in shards), expected.loss, tolerance, case, "loss")
-        for name, gradient in expected.gradients.items():
-            assert gradient.abs().max() > 0, name
-            total = sum(shard.gradients[name] for shard in shards)
-            assert_near(total, gradient, tolerance, case, name)
-
-
-def assert_near(actual: Any, expected: Tensor, tolerance: float, case: Case, what: str) -> None:
-    """Within ``tolerance`` of the largest entry: sums over all tokens in another order."""
-    error = (actual - expected).abs().max() / expected.abs().max()
-    assert error <= tolerance, f"{what} is off by {error:.1e} of its largest entry in {case}"
+        assert_together(list(shards), run(case), tolerance, case)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -1,0 +1,68 @@
+"""What layers carry from token to token other than by attention, and what a decoder can be told about it.
+
+A recurrence that hears nothing of packed documents runs on from one into the next; one that hears nothing
+of a shard begins anew on each rank.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Parameters by which transformers 5.23 names a recurrence; the last is recurrent_gemma's.
+_RECURRENCE_PARAMETERS = ("A_log", "dt_bias", "recurrent_param")
+
+
+def handles_packing(decoder: nn.Module) -> bool:
+    """Whether the decoder itself takes `cu_seqlens` and keeps documents apart in all of its layers."""
+    return "cu_seqlens" in inspect.signature(decoder.forward).parameters
+
+
+def handles_shards(module: nn.Module) -> bool:
+    """Whether a decoder or a layer takes a ``shard``: all that is in it then reaches beyond its rank."""
+    return "shard" in inspect.signature(type(module).forward).parameters
+
+
+def recurrent_layers(decoder: nn.Module) -> list[str]:
+    """Names of the modules that carry something from token to token other than by attention.
+
+    These are the convolutions, and whatever holds a recurrence's own parameters.
+    """
+    return [
+        name
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Conv1d) or any(hasattr(module, own) for own in _RECURRENCE_PARAMETERS)
+    ]
+
+
+def refuse_without_shards(decoder: nn.Module) -> None:
+    """Refuses a decoder of which some layer would not look beyond its rank's tokens.
+
+    Raises:
+        ValueError: naming the layers.
+    """
+    if handles_shards(decoder):
+        return
+    staying = [name for name in recurrent_layers(decoder) if not _is_handed_shards(decoder, name)]
+    if staying:
+        raise ValueError(
+            f"{type(decoder).__name__} carries state from token to token in {len(staying)} modules that "
+            f"cannot hand it to the next rank (context_parallel): {', '.join(staying)}"
+        )
+    # Only what attaches here takes the word; transformers' own would run on each rank's tokens alone.
+    name = getattr(decoder.config, "_attn_implementation", None)
+    attention = ALL_ATTENTION_FUNCTIONS.get(name)
+    if attention is None or "shard" not in inspect.signature(attention).parameters:
+        raise ValueError(
+            f"the attention of {type(decoder).__name__} ({name!r}) sees its own rank's tokens only "
+            "(context_parallel): attach one that sees beyond, FullConfig() for full attention"
+        )
+
+
+def _is_handed_shards(decoder: nn.Module, name: str) -> bool:
+    """Whether the module of this name, or one that it stands in, takes a ``shard``."""
+    parts = name.split(".")
+    around = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    return any(handles_shards(decoder.get_submodule(each)) for each in around)

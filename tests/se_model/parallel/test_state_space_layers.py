@@ -1,0 +1,210 @@
+"""transformers' hybrids with Mamba-2 layers over n ranks equal what they compute on one, themselves."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.bamba.modeling_bamba import BambaMixer
+
+from se_model import HyLoraConfig, apply_hylora, attach, detach
+from se_model.attach import check_parallel, set_step
+from se_model.attach.state_space import ShardedMixer
+from se_model.attentions import AttentionConfig
+from se_model.baselines import FullConfig
+from se_model.parallel import ContextParallelGroup, SequenceShard
+from se_model.span import SpanConfig
+from tests.distributed import run_distributed
+from tests.se_model.parallel.compare import Outcome, assert_near, assert_together, outcome
+from tests.se_model.tiny_models import CONFIGS
+from tests.tolerances import BF16, EXACT, F32
+
+LENGTH = 48
+TOKENS = torch.randint(3, 64, (2, LENGTH), generator=torch.Generator().manual_seed(5))
+FULL = FullConfig()
+SPAN = SpanConfig(chunk_sizes=(4, 12), block_size=2, top_k=2)
+
+# Per architecture what its configuration can say about these layers, each value away from what it is if it
+# says nothing: a layer that leaves one out is then off.
+GROUPS: dict[str, Any] = {"mamba_n_groups": 2, "time_step_limit": (0.03, 0.06), "mamba_proj_bias": True}
+GRANITE = {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
+FALCON = {
+    "ssm_in_multiplier": 1.5,
+    "ssm_out_multiplier": 0.7,
+    "ssm_multipliers": [1.2, 0.8, 1.4, 0.6, 1.1],
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 1.3,
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.5,
+}
+NORMED = {"mamba_rms_norm": True}
+MODELS: dict[str, dict[str, Any]] = {
+    "bamba": {},
+    "bamba, options": GROUPS | {"mamba_conv_bias": False},
+    "falcon_h1": {},
+    "falcon_h1, multipliers": GROUPS | FALCON,
+    "falcon_h1, gate before norm": GROUPS | FALCON | NORMED | {"mamba_norm_before_gate": False},
+    "falcon_h1, gate behind norm": NORMED | {"mamba_norm_before_gate": True, "mamba_n_groups": 2},
+    # One expert of several gives the router no gradient.
+    "granitemoehybrid": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "granitemoehybrid, options": GROUPS | GRANITE | {"num_local_experts": 0},
+    "nemotron_h": {},
+    "nemotron_h, options": {"n_groups": 2, "time_step_min": 0.05, "use_bias": True, "use_conv_bias": False},
+    "zamba2": {},
+    "zamba2, options": {"mamba_ngroups": 2, "time_step_min": 0.05, "add_bias_linear": True},
+}
+ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what is asked of it."""
+
+    model: str
+    attention: AttentionConfig = FULL
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    adapters: bool = False
+    bounds: tuple[int, ...] = ()  # of the documents of a packed row
+
+
+def build(case: Case) -> nn.Module:
+    config = copy.deepcopy(CONFIGS[case.model.partition(",")[0]])
+    for key, value in {"initializer_range": 0.1, **MODELS[case.model]}.items():
+        assert hasattr(config, key), key
+        setattr(config, key, value)
+    torch.manual_seed(11)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(case.dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # What begins as ones and zeros, so that nothing that is left out goes unnoticed.
+            if name.endswith(("norm.weight", "norm_f.weight", ".D")):
+                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+            elif name.endswith(("_proj.bias", "conv1d.bias")):
+                parameter.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(2))
+        for module in model.modules():
+            if hasattr(module, "A_log"):
+                # The first token's state is whole at the last one: no error in handing it on can hide.
+                module.A_log.copy_(torch.linspace(-7, -4, len(module.A_log)))
+                module.dt_bias.fill_(-3)
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = attach(model, case.attention)
+    set_step(model, 3)
+    if case.adapters:
+        torch.manual_seed(7)
+        model = apply_hylora(model, HyLoraConfig(rank=2, alpha=4))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.train()
+
+
+def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
+    group, outcomes = ContextParallelGroup(), []
+    for case in cases:
+        tokens = TOKENS[:1] if case.bounds else TOKENS
+        cu_seqlens = torch.tensor(case.bounds) if case.bounds else None
+        shard = SequenceShard.of(group, LENGTH, cu_seqlens)
+        outcomes.append(outcome(build(case), tokens, cu_seqlens, shard))
+    return outcomes
+
+
+def run_alone(case: Case) -> Outcome:
+    """The model itself, unknown to it that rows can be cut; the documents of a packed row one by one."""
+    if not case.bounds:
+        return outcome(build(case), TOKENS)
+    model = build(case)
+    documents = [outcome(model, TOKENS[:1, start:end]) for start, end in pairwise(case.bounds)]
+    return Outcome(
+        torch.cat([document.output for document in documents], dim=1),
+        sum((document.loss for document in documents), torch.zeros(())),
+        sum((document.count for document in documents), torch.tensor(0)),
+        documents[-1].gradients,  # summed over all of them by the model's parameters
+    )
+
+
+def assert_equal_one_process(ranks: int, cases: list[Case], tolerance: float) -> None:
+    by_rank = run_distributed(run_shards, ranks, cases)
+    for case, shards in zip(cases, zip(*by_rank, strict=True), strict=True):
+        assert_together(list(shards), run_alone(case), tolerance, case)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_outputs_loss_and_gradients(ranks: int, name: str) -> None:
+    variants = [model for model in MODELS if model.partition(",")[0] == name]
+    checked = [Case(name, SPAN, checkpointing=True)] if ranks > 1 else []
+    assert_equal_one_process(ranks, [*(Case(model) for model in variants), Case(name, SPAN), *checked], F32)
+
+
+def test_bfloat16() -> None:
+    cases = [Case(name, dtype=torch.bfloat16) for name in ARCHITECTURES]
+    first, second = run_distributed(run_shards, 2, cases)
+    for case, *shards in zip(cases, first, second, strict=True):
+        expected = run_alone(replace(case, dtype=torch.float32))
+        assert_near(sum(shard.loss for shard in shards), expected.loss, BF16, case, "loss")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_adapters_and_trained_copies_of_convolutions(name: str) -> None:
+    """Under HyLoRA a convolution is a wrapper around a trained copy."""
+    cases = [Case(name, adapters=True), Case(name, SPAN, adapters=True, checkpointing=True)]
+    assert_equal_one_process(2, cases, F32)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_rows_are_their_documents_one_by_one(name: str) -> None:
+    """Which the architecture itself refuses: here its layers are told where documents begin."""
+    rows = [
+        (0, 12, 36, 48),
+        (0, 11, 23, 35, 48),
+        (0, 13, 48),
+        (0, 7, 36, 41, 48),
+        (0, 10, 12, 13, 15, 38, 48),
+    ]
+    cases = [Case(name, bounds=bounds) for bounds in rows]
+    assert_equal_one_process(4, cases, F32)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_a_shard_the_layers_compute_what_they_did_bit_for_bit(model: str) -> None:
+    attached = build(Case(model)).eval()
+    mixers = [module for module in attached.modules() if isinstance(module, ShardedMixer)]
+    hidden = torch.randn(2, 13, attached.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        before = [mixer(hidden) for mixer in mixers]
+        detach(attached)
+        assert mixers
+        assert not any(isinstance(mixer, ShardedMixer) for mixer in mixers)
+        for mixer, output in zip(mixers, before, strict=True):
+            torch.testing.assert_close(mixer(hidden), output, **EXACT)
+
+
+def test_attached_models_are_copied_and_pickled_with_their_layers() -> None:
+    model = attach(build(Case("bamba")), SPAN)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        check_parallel(other)
+        detach(other)
+        with pytest.raises(ValueError, match="cannot hand it to the next rank"):
+            check_parallel(other)
+    check_parallel(model)
+
+
+def test_a_class_derived_from_a_known_one_is_not_known() -> None:
+    class OtherMixer(BambaMixer):
+        pass
+
+    model = detach(build(Case("bamba")))
+    for module in model.modules():
+        if type(module) is BambaMixer:
+            module.__class__ = OtherMixer
+    with pytest.raises(ValueError, match="cannot hand it to the next rank"):
+        check_parallel(attach(model, FULL))
