@@ -11,9 +11,10 @@ from pipelines.models import resolve_model
 from pipelines.stage import CheckContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from pipelines.train.stage import TrainStage
+    from se_model.attentions import AttentionConfig
 
 CONFIG_FILE = "config.json"
 _OURS = ("mamba2_hybrid", None)  # the published state-spaces checkpoints have no model_type
@@ -31,6 +32,19 @@ def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedC
         return model_configuration(earlier, context) if isinstance(earlier, type(stage)) else None
     folder = _base_folder(stage.model)
     return None if folder is None else _read(folder)
+
+
+def skeleton(configuration: PreTrainedConfig, attention: AttentionConfig) -> PreTrainedModel:
+    """Returns a transformers model without memory for its weights, with the attention attached."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from se_model.attach import attach
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration)
+    attach(model, attention)
+    return model
 
 
 def _base_folder(reference: str) -> Path | None:

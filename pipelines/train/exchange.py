@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.attention import NoMemorySection, SpanSection, WindowSection
 from pipelines.machine import bytes_text
+from pipelines.train.architecture import skeleton
+from se_model.attach import attention_layers
+from se_model.attach.state_space import ShardedMixer
 from se_model.parallel.formula import (
     Heads,
     Share,
@@ -30,7 +33,7 @@ def exchanged(
 
     Args:
         stage: the keys.
-        configuration: the model's; a Mamba-2-Hybrid's, or that of a model of attention layers alone.
+        configuration: the model's.
         share: what a worker holds of a micro-batch.
         micro_batches: how many it runs in a step.
     """
@@ -43,7 +46,27 @@ def exchanged(
     heads = _heads(configuration)
     attention = _attention(stage, share, heads)
     if configuration.model_type != "mamba2_hybrid":
-        return {"attention": step(attention, configuration.num_hidden_layers)}
+        model = skeleton(configuration, stage.attention.build(seed=0))
+        mixers: list[Any] = [module for module in model.modules() if isinstance(module, ShardedMixer)]
+        return {
+            "attention": step(attention, len(attention_layers(model))),
+            "convolutions": sum(
+                step(convolution(share, channels=mixer.conv_dim, kernel=mixer.conv_kernel_size), 1)
+                for mixer in mixers
+            ),
+            "state-space layers": sum(
+                step(
+                    state_space(
+                        share,
+                        heads=mixer.num_heads,
+                        head_size=mixer.head_dim,
+                        state_size=mixer.ssm_state_size,
+                    ),
+                    1,
+                )
+                for mixer in mixers
+            ),
+        }
     attending = len(configuration.attn_layer_indices)
     others = configuration.num_hidden_layers - attending
     state_width = configuration.n_groups * configuration.state_size

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import InvalidKeyError
 from pipelines.stage import CheckContext
-from pipelines.train.architecture import model_configuration
+from pipelines.train.architecture import model_configuration, skeleton
 
 if TYPE_CHECKING:
     from pipelines.train.stage import TrainStage
@@ -89,15 +89,10 @@ def check_layers(stage: TrainStage, context: CheckContext) -> None:
     configuration = model_configuration(stage, context)
     if configuration is None or configuration.model_type == "mamba2_hybrid":
         return
-    import torch
-    from transformers import AutoModelForCausalLM
+    from se_model.attach import check_parallel
 
-    from se_model.attach import attach, check_parallel
-
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(configuration)
     try:
-        check_parallel(attach(skeleton, stage.attention.build(context.seed)))
+        check_parallel(skeleton(configuration, stage.attention.build(context.seed)))
     except ValueError as error:
         raise InvalidKeyError(KEY, " ".join(str(error).split())) from error
 

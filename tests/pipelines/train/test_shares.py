@@ -9,8 +9,14 @@ from pydantic import ValidationError
 from pipelines.errors import InvalidKeyError, RecipeError
 from pipelines.plan import plan_recipe
 from pipelines.stage import CheckContext
+from pipelines.train.architecture import skeleton
+from pipelines.train.exchange import exchanged
 from pipelines.train.stage import TrainStage
+from se_model.attach import attention_layers
+from se_model.baselines import FullConfig
+from se_model.parallel.formula import Heads, Share, full_attention, state_space
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
+from tests.se_model.tiny_models import CONFIGS
 
 
 def stage_of(corpus: Path, **changed: Any) -> TrainStage:
@@ -135,6 +141,28 @@ def test_models_of_attention_alone_may_share_rows(
     stage.check(context)
     # 32 tokens' keys and values of 32 numbers each, there and back, in 2 layers and 24 micro-batches.
     assert "attention 768.0 KiB" in stage.plan(context)["exchange"]
+
+
+@pytest.mark.parametrize("name", ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"])
+def test_the_plan_counts_every_layer_of_a_hybrid(corpus: Path, name: str) -> None:
+    configuration = CONFIGS[name]
+    stage = stage_of(corpus, workers=2, context_parallel=2, attention="full")
+    share = Share(ranks=2, rows=1, tokens=64, itemsize=4)
+    received = exchanged(stage, configuration, share, micro_batches=3)
+    model = skeleton(configuration, FullConfig())
+    layers = [layer for _, layer in attention_layers(model)]
+    heads = Heads(configuration.num_attention_heads, configuration.num_key_value_heads, layers[0].head_dim)
+    assert received["attention"] == 3 * len(layers) * full_attention(share, heads).total
+    mixers = [module for module in model.modules() if hasattr(module, "A_log")]
+    states = sum(
+        state_space(
+            share, heads=mixer.num_heads, head_size=mixer.head_dim, state_size=mixer.ssm_state_size
+        ).total
+        for mixer in mixers
+    )
+    assert received["state-space layers"] == 3 * states > 0
+    inputs = sum(mixer.conv1d.weight.shape[0] * (mixer.conv1d.weight.shape[2] - 1) for mixer in mixers)
+    assert received["convolutions"] == 3 * 2 * 4 * inputs
 
 
 def test_the_plan_shows_who_shares_rows_and_what_they_exchange(corpus: Path, context: CheckContext) -> None:
