@@ -75,7 +75,9 @@ def _look_at(
         expected = packed_position_ids(cu_seqlens)
         if positions is None:
             call["position_ids"] = expected
-        elif positions.shape[-1] != expected.shape[-1] or not bool((positions == expected).all()):
+        elif positions.shape[-1] != expected.shape[-1] or not bool(
+            (positions == expected.to(positions.device)).all()
+        ):
             raise ValueError("position_ids must count from 0 in every document of cu_seqlens")
     elif positions is None and mask is not None and "position_ids" in parameters and not bool(mask.all()):
         new = _tokens(call).shape[1]

@@ -23,7 +23,7 @@ from se_model.parallel.span_plan import RankPlan, plan_ranks
 from se_model.span.config import SpanConfig
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout, Run, cut
-from se_model.span.merged import give_back_part, take_part
+from se_model.span.merged import give_back_part, take_part, with_dense_rows
 from se_model.span.options import SpanOptions
 from se_model.span.parts import OwnPart, RetrievedPart, cut_into_parts
 from se_model.span.protocol import AttentionConfig
@@ -86,6 +86,7 @@ class _ParallelSpanAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         plan = call.plan
+        q, k, v = (with_dense_rows(x) for x in (q, k, v))
         q, k, v, block_head = _with_head(q, k, v, call)
         blocks = choose_in_parallel(
             q, block_head, k, v, call.group, call.layout, call.plans, call.options, call.scale

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from se_model.span import selection
 from se_model.span.layout import Layout
 from se_model.span.triton_package import is_interpreting
 
@@ -40,11 +41,16 @@ def choose_blocks(
     width = min(top_k, layout.most_candidates)
     if width == 0:
         return torch.empty(*k.shape[:2], layout.choices, 0, dtype=torch.int64, device=k.device)
+    if not launch.can_choose(q, layout.block_size, width):
+        return selection.choose_blocks(
+            q, k, v, layout, top_k=top_k, scale=scale, summary=summary, causal=causal
+        )
     q, k, v = (_with_dense_rows(x) for x in (q, k, v))
     mean_key = summary == "mean_key"
-    summaries = launch.summarise(q, k, v, layout, scale * _LOG2_E, mean_key, upcast=_upcast(q))
-    sums = launch.sum_queries(q, layout)
-    return launch.choose(sums, summaries, layout, k.shape[1], width, causal=causal)
+    with torch.cuda.device_of(q):
+        summaries = launch.summarise(q, k, v, layout, scale * _LOG2_E, mean_key, upcast=_upcast(q))
+        sums = launch.sum_queries(q, layout)
+        return launch.choose(sums, summaries, layout, k.shape[1], width, causal=causal)
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -55,7 +61,8 @@ class _FusedAttention(torch.autograd.Function):
         from se_model.span.kernels import launch
 
         q, k, v = (_with_dense_rows(x) for x in (q, k, v))
-        out, normalisers = launch.attend(q, k, v, blocks, layout, scale * _LOG2_E, upcast=_upcast(q))
+        with torch.cuda.device_of(q):
+            out, normalisers = launch.attend(q, k, v, blocks, layout, scale * _LOG2_E, upcast=_upcast(q))
         ctx.save_for_backward(q, k, v, blocks, out, normalisers)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -67,10 +74,11 @@ class _FusedAttention(torch.autograd.Function):
 
         q, k, v, blocks, out, normalisers = ctx.saved_tensors
         grad = _with_dense_rows(grad)
-        deltas = launch.deltas(out, grad)
-        given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.scale, ctx.scale * _LOG2_E)
-        for_q = launch.query_gradients(*given, upcast=_upcast(q))
-        for_k, for_v = launch.key_gradients(*given, upcast=_upcast(q))
+        with torch.cuda.device_of(q):
+            deltas = launch.deltas(out, grad)
+            given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.scale, ctx.scale * _LOG2_E)
+            for_q = launch.query_gradients(*given, upcast=_upcast(q))
+            for_k, for_v = launch.key_gradients(*given, upcast=_upcast(q))
         return for_q, for_k, for_v, None, None, None
 
 

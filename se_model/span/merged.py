@@ -41,7 +41,7 @@ class _MergedAttention(torch.autograd.Function):
         layout: Layout,
         scale: float,
     ) -> Tensor:
-        q, k, v = (_with_dense_rows(x) for x in (q, k, v))
+        q, k, v = (with_dense_rows(x) for x in (q, k, v))
         dtype = torch.promote_types(q.dtype, torch.float32)
         out = _new_row(q, dtype)
         normaliser = torch.empty(q.shape[:3], dtype=dtype)
@@ -108,7 +108,7 @@ def give_back_part(
     part.give_back(totals[2], for_v, blocks)
 
 
-def _with_dense_rows(x: Tensor) -> Tensor:
+def with_dense_rows(x: Tensor) -> Tensor:
     """The kernels read any strides but the last dimension's; the backward sees to the gradient's itself."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -133,6 +133,8 @@ def count_blocks(blocks: Tensor, k: Tensor, layout: Layout) -> tuple[int, ...]:
             f"blocks must be int64 [B, G, T, K] with B, G, T = {expected}; "
             f"got {blocks.dtype} {list(blocks.shape)}"
         )
+    if blocks.device != k.device:
+        raise ValueError(f"blocks must be on {k.device}, where k is; they are on {blocks.device}")
     given = blocks.cpu()
     filled = given >= 0
     counts = filled.sum(-1)

@@ -44,11 +44,12 @@ def part_gradients(
         return for_q, for_k, for_v
     if _has_flash(q):
         keys, values = _repeated(q, k, v)
-        # Without dropout the state of the random numbers is not looked at, nor are bounds of packed rows.
+        # The kernel takes the normaliser for contiguous, whatever its strides. Without dropout it does not
+        # look at the state of the random numbers, nor at bounds, which only packed rows have.
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)
         for_q, for_k, for_v = _cuda_backward(
-            grad, q, keys, values, out, normaliser, None, None, q.shape[2], k.shape[2], 0.0, causal, state,
-            state, scale=scale,
+            grad, q, keys, values, out, normaliser.contiguous(), None, None, q.shape[2], k.shape[2], 0.0,
+            causal, state, state, scale=scale,
         )  # fmt: skip
         return for_q, _summed(for_k, k), _summed(for_v, v)
     return part_gradients_by_definition(grad, q, k, v, out, normaliser, causal=causal, scale=scale)

@@ -132,22 +132,22 @@ def _add_to_keys(
 
 @triton.jit(do_not_specialize=["length", "block_count", "pairs"])
 def span_gradients_kernel(
-    q, k, v, grad, normalisers, deltas, for_k, for_v, blocks, retrievers, bounds, choice_tiles,
+    q, k, v, grad, normalisers, deltas, for_k, for_v, tiles, retrievers, bounds, choice_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     grad_batch, grad_head, grad_token, for_batch, for_head, for_token,
     length, block_count, pairs, heads, groups, scale, scale_base_2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """What retrieval adds to dK and dV: one program per memory block and (batch, key/value head).
+    """What retrieval adds to dK and dV: one program per tile of a memory block and (batch, key/value head).
 
-    Writes every token once, zeros where nothing was retrieved. blocks: int32 [U, 2], first token and end;
-    retrievers: int32 [B * G, pairs], choices sorted by the block that they retrieve, then by themselves;
-    bounds: int32 [B * G, U + 1], where each block's retrievers lie among them; choice_tiles: int32
-    [choices, 2], first query and end.
+    Writes every token once, zeros where nothing was retrieved. tiles: int32 [programs, 3] of
+    ``tables.block_tiles``; retrievers: int32 [B * G, pairs], choices sorted by the block that they retrieve,
+    then by themselves; bounds: int32 [B * G, U + 1], where each block's retrievers lie among them;
+    choice_tiles: int32 [choices, 2], first query and end.
     """
-    block = tl.program_id(0)
-    first, end = tl.load(blocks + block * 2), tl.load(blocks + block * 2 + 1)
+    tile = tiles + tl.program_id(0) * 3
+    first, end, block = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     row = tl.program_id(1)
     batch, group = (row // groups).to(tl.int64), (row % groups).to(tl.int64)
     bounds += row * (block_count + 1) + block

@@ -12,6 +12,15 @@ from se_model.span.triton_package import is_interpreting
 
 # Rows that a program sums at a time; it waits for memory, not for arithmetic.
 _SUMMED_AT_ONCE = 64
+# What the selection kernels may hold in a GPU's shared memory: blocks kept, bytes of one block's rows.
+_MOST_KEPT = 64
+_MOST_BLOCK_BYTES = 64 * 1024
+
+
+def can_choose(q: Tensor, block_size: int, width: int) -> bool:
+    """Whether the selection kernels serve queries q [B, H, L, D] that each choose ``width`` blocks."""
+    block_bytes = tables.tile_of(block_size) * _block_d(q) * q.element_size()
+    return width <= _MOST_KEPT and block_bytes <= _MOST_BLOCK_BYTES
 
 
 def attend(
@@ -76,11 +85,12 @@ def key_gradients(
     if retrieved:
         retrievers, bounds = _invert(blocks, layout.blocks)
         queries = tables.tile_of(layout.refresh, tile.queries)
-        backward.span_gradients_kernel[(layout.blocks, rows)](
-            *given, tables.block_table(layout, q.device), retrievers, bounds,
+        keys = tables.tile_of(layout.block_size, tile.keys)
+        tiles = tables.block_tiles(layout, keys, q.device)
+        backward.span_gradients_kernel[(len(tiles), rows)](
+            *given, tiles, retrievers, bounds,
             tables.choice_table(layout, q.device), *strides, q.shape[2], layout.blocks,
-            retrievers.shape[1], *heads, q.shape[3], block_d, queries,
-            tables.tile_of(layout.block_size), upcast, **run,
+            retrievers.shape[1], *heads, q.shape[3], block_d, queries, keys, upcast, **run,
         )  # fmt: skip
     size = tables.tile_of(layout.chunk_size, tile.keys)
     tiles = tables.key_tiles(layout, size, q.device)

@@ -112,7 +112,10 @@ def choose_kernel(
     highest = tl.load(candidates + at * 2 + 1, mask=inside, other=0)
     judges = tl.maximum(at - SHIFT, 0)
     best = tl.full([BLOCK_T, BLOCK_WIDTH], NOTHING, tl.int64)
-    for start in range(tl.min(tl.where(highest > lowest, lowest, BEYOND)), tl.max(highest), BLOCK_U):
+    # Where no choice has a candidate the loop starts at its end, not at BEYOND: a GPU loads ahead, and BEYOND
+    # plus a step is a negative number.
+    last = tl.max(highest)
+    for start in range(tl.minimum(tl.min(tl.where(highest > lowest, lowest, BEYOND)), last), last, BLOCK_U):
         blocks = start + tl.arange(0, BLOCK_U)
         relevancy = tl.zeros([BLOCK_T, BLOCK_U], tl.float32)
         for head in range(0, SHARING):

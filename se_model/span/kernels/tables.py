@@ -134,6 +134,23 @@ def block_table(layout: Layout, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+def block_tiles(layout: Layout, size: int, device: torch.device) -> Tensor:
+    """(first key, end, block) of tiles of at most ``size`` keys of every block: int32 [tiles, 3]."""
+    return _table(
+        (
+            (first, min(first + size, start + layout.block_size, document.end), block)
+            for document in layout.documents
+            for block, start in enumerate(
+                range(document.start, document.end, layout.block_size), document.first_block
+            )
+            for first in range(start, min(start + layout.block_size, document.end), size)
+        ),
+        3,
+        device,
+    )
+
+
+@lru_cache(maxsize=256)
 def retrievable_blocks(layout: Layout, device: torch.device) -> Tensor:
     """(first token, id) of every block that is some choice's candidate, a whole one: int32 [blocks, 2]."""
     return _table(

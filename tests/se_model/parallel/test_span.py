@@ -56,6 +56,20 @@ def agree(rank, ranks, config, bounds, groups, dtype, batch):
         )
 
 
+def strided(rank, ranks):
+    """The head dimension strided, as a transpose leaves it."""
+    config = SpanConfig(chunk_sizes=8, block_size=4, top_k=2)
+    shard = SequenceShard.of(ContextParallelGroup(), ranks * SHARD)
+    own = [x[:, :, shard.tokens] for x in draw(ranks * SHARD, 4, 2, torch.float64)[:3]]
+    other = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in own]
+    one, two = (span_attention(config, *x, shard, layer=0, step=0, scale=None) for x in (own, other))
+    torch.testing.assert_close(one, two, **within(F64))
+
+
+def test_memory_layout_makes_no_difference():
+    run_distributed(strided, 2)
+
+
 def every_case(rank, ranks):
     for bounds, (selection, refresh), groups, summary in product(
         rows(ranks),

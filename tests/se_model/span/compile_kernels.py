@@ -24,15 +24,16 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 ROWS = ("q", "k", "v", "out", "grad", "for_q", "for_k", "for_v")
 FLOATS = ("normalisers", "deltas", "sums", "summaries")
 INTEGERS = ("tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates")
-BLOCK_SIZE, TOP_K = 32, 8
+TOP_K = 8
 
 
-def settings(width: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any], int, int]]:
+def settings(width: int, dtype: torch.dtype, block_size: int) -> list[tuple[Any, dict[str, Any], int, int]]:
     """(kernel, its compile-time arguments, warps, stages) as ``launch.py`` starts them."""
     block_d = max(16, triton.next_power_of_2(width))
     tiling = tables.choose_tiling(block_d, dtype, interpreted=False)
-    common = {"D": width, "S": BLOCK_SIZE, "BLOCK_D": block_d, "BLOCK_WIDTH": TOP_K, "UPCAST": False}
-    both, span = tiling.for_keys, {"BLOCK_M": tiling.for_keys.queries, "BLOCK_N": BLOCK_SIZE}
+    common = {"D": width, "S": block_size, "BLOCK_D": block_d, "BLOCK_WIDTH": TOP_K, "UPCAST": False}
+    both = tiling.for_keys
+    span = {"BLOCK_M": both.queries, "BLOCK_N": tables.tile_of(block_size, both.keys)}
     ways: list[tuple[Any, dict[str, Any], int, int]] = [
         (kernel, {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "RETRIEVED": True}, tile.warps, tile.stages)
         for kernel, tile in (
@@ -43,7 +44,7 @@ def settings(width: int, dtype: torch.dtype) -> list[tuple[Any, dict[str, Any], 
     ]
     ways.append((backward.span_gradients_kernel, span, both.warps, both.stages))
     small = {
-        "BLOCK_M": 64, "BLOCK_S": BLOCK_SIZE, "BLOCK_T": 16, "BLOCK_U": 64, "MEAN_KEY": False,
+        "BLOCK_M": 64, "BLOCK_S": block_size, "BLOCK_T": 16, "BLOCK_U": 64, "MEAN_KEY": False,
         "SHARING": 1, "SUMMARY_SHARING": 1, "SHIFT": 0,
     }  # fmt: skip
     for kernel in (
@@ -93,15 +94,17 @@ def compile_kernel(
 
 def main() -> None:
     results = []
-    for capability, width, dtype in [
-        (90, 128, torch.bfloat16),
-        (90, 64, torch.float16),
-        (80, 128, torch.bfloat16),
-        (80, 64, torch.float32),
+    for capability, width, dtype, block_size in [
+        (90, 128, torch.bfloat16, 32),
+        (90, 64, torch.float16, 32),
+        (80, 128, torch.bfloat16, 32),
+        (80, 64, torch.float32, 32),
+        (80, 256, torch.bfloat16, 128),
     ]:
-        for kernel, constants, warps, stages in settings(width, dtype):
+        for kernel, constants, warps, stages in settings(width, dtype, block_size):
             result = compile_kernel(kernel, constants, dtype, warps, stages, capability)
-            results.append({"capability": capability, "width": width, "dtype": str(dtype), **result})
+            about = {"capability": capability, "width": width, "dtype": str(dtype), "block": block_size}
+            results.append({**about, **result})
     json.dump(results, sys.stdout)
 
 
