@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import assets, storage
 from pipelines.errors import EspanError, InvalidKeyError, nearest
+from pipelines.model_configuration import read_configuration
 from pipelines.model_files import brief, hub_problem, is_place, local_folder
 
 if TYPE_CHECKING:
@@ -203,23 +204,24 @@ def _tokenizer_in(folder: str, reference: str) -> str | None:
 def _load_base(reference: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    from se_model.hybrid import (
-        Mamba2HybridForCausalLM,
-    )  # the import registers it with transformers' Auto classes
+    from se_model.hybrid import Mamba2HybridConfig, Mamba2HybridForCausalLM
 
     folder = local_folder(reference)
     if not (folder / "config.json").exists():
         raise EspanError(f"model '{reference}': {folder} holds no config.json")
-    family = storage.read_json(str(folder / "config.json")).get("model_type")
+    configuration = read_configuration(folder)
     try:
         with _quiet_transformers():
-            # The published state-spaces checkpoints have no model_type, only mamba_ssm's own keys.
-            if family in ("mamba2_hybrid", None):
-                return Mamba2HybridForCausalLM.from_pretrained(str(folder), dtype=dtype)
+            if isinstance(configuration, Mamba2HybridConfig):
+                return Mamba2HybridForCausalLM.from_pretrained(str(folder), config=configuration, dtype=dtype)
             # Mismatches are collected instead of raised by transformers, whose message does not name the
             # tensors.
             model, loading = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                str(folder),
+                config=configuration,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EspanError(f"model '{reference}' cannot be loaded: {brief(error)}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import assets, storage
+from pipelines.model_configuration import CONFIG_FILE, read_configuration
 from pipelines.model_files import is_place
 from pipelines.models import resolve_model
 from pipelines.stage import CheckContext
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from pipelines.train.stage import TrainStage
     from se_model.attentions import AttentionConfig
-
-CONFIG_FILE = "config.json"
-_OURS = ("mamba2_hybrid", None)  # the published state-spaces checkpoints have no model_type
 
 
 def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedConfig | None:
@@ -31,7 +29,7 @@ def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedC
         earlier = context.earlier[stage.model].stage
         return model_configuration(earlier, context) if isinstance(earlier, type(stage)) else None
     folder = _base_folder(stage.model)
-    return None if folder is None else _read(folder)
+    return None if folder is None else read_configuration(folder)
 
 
 def skeleton(configuration: PreTrainedConfig, attention: AttentionConfig) -> PreTrainedModel:
@@ -57,15 +55,3 @@ def _base_folder(reference: str) -> Path | None:
         return _base_folder(base)
     folder = storage.local_path(reference)
     return folder if (folder / CONFIG_FILE).is_file() else None
-
-
-def _read(folder: Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    from se_model.hybrid import Mamba2HybridConfig
-
-    ours = storage.read_json(str(folder / CONFIG_FILE)).get("model_type") in _OURS
-    configuration: PreTrainedConfig = (Mamba2HybridConfig if ours else AutoConfig).from_pretrained(
-        str(folder)
-    )
-    return configuration

@@ -1,0 +1,47 @@
+"""A config.json may ask for an attention whose package is not installed: the model loads all the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.model_configuration import read_configuration
+from pipelines.models import load_model, resolve_model
+from tests.se_model.tiny_models import tiny_model
+
+WISHES = [
+    {"attn_implementation": "flash_attention_2"},
+    {"_attn_implementation": "flash_attention_3"},
+    {"attn_implementation": "kernels-community/flash-attn2"},
+    {"attn_implementation": "an attention of a later version"},
+    {"experts_implementation": "an implementation of a later version"},
+]
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("family", ["llama", "mamba2_hybrid"])
+def test_a_wish_for_an_implementation_does_not_keep_a_model_from_loading(
+    tmp_path: Path, family: str, wish: dict[str, Any]
+) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    plain = load_model(resolve_model(str(tmp_path), {}))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wish))
+    model = load_model(resolve_model(str(tmp_path), {}))
+    assert model.config._attn_implementation == "sdpa"
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, plain(tokens).logits)
+
+
+def test_wishes_in_nested_configurations_are_left_out_too(tmp_path: Path) -> None:
+    nested = {"model_type": "qwen3_5_text", "attn_implementation": "flash_attention_2"}
+    content = {"model_type": "qwen3_5", "text_config": nested, "_attn_implementation": "flash_attention_2"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    configuration = read_configuration(tmp_path)
+    assert configuration._attn_implementation is None
+    assert configuration.text_config._attn_implementation is None
