@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,9 +29,15 @@ class WindowSource:
 
     def read(self, first: int, count: int, length: int) -> Tensor:
         """Returns the last `length` tokens of windows `first` to `first + count`: int64 [count, length]."""
-        reader = ShardReader(self.shards)
+        reader = _reader(self)
         rows = [reader.row(row)[0][end - length : end] for row, end in self.ends[first : first + count]]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+@lru_cache(maxsize=1)
+def _reader(source: WindowSource) -> ShardReader:
+    """Reads the manifest and maps the shards once in each worker."""
+    return ShardReader(source.shards)
 
 
 def find_windows(shards: str, *, longest: int, windows: int) -> WindowSource:

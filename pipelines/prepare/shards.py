@@ -11,10 +11,9 @@ With `packing = "concatenate"` documents run into each other, and `doc_lengths` 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines import storage
+from pipelines import node_cache, storage
 from pipelines.errors import EspanError
 
 MANIFEST = "manifest.json"
@@ -209,11 +208,11 @@ class ShardReader:
     """Random access to the rows of a finished folder of shards, without copying: files are memory-mapped.
 
     Shards of a remote folder are downloaded when first used, checked against their SHA-256 and kept in
-    `cache` (default: `~/.cache/espan/shards`), where other readers on the machine find them.
+    `cache`, where other readers on the machine find them (see `pipelines.node_cache`).
 
     Args:
         folder: a path or an fsspec URL.
-        cache: folder for downloaded shards.
+        cache: the cache's folder; default: `node_cache.cache_root()`.
 
     Raises:
         EspanError: no manifest, a wrong one, or files that differ from it in size.
@@ -223,11 +222,11 @@ class ShardReader:
         self.folder = str(folder)
         self.manifest = read_manifest(self.folder)
         self._first_rows = [0, *accumulate(shard.rows for shard in self.manifest.shards)]
-        self._cache = Path(cache) if cache else Path.home() / ".cache" / "espan" / "shards"
+        self._cache = Path(cache) if cache else None
         self._open: dict[int, _OpenShard] = {}
         if not storage.is_remote(self.folder):
             for entry in self.manifest.shards:
-                _check_size(self._local_file(entry), entry)
+                _check_size(storage.local_path(self._place(entry)), entry)
 
     @property
     def sequence_length(self) -> int:
@@ -243,38 +242,35 @@ class ShardReader:
             raise IndexError(f"row {index} of {len(self)} in {self.folder}")
         shard = bisect_right(self._first_rows, index) - 1
         if shard not in self._open:
-            entry = self.manifest.shards[shard]
-            self._open[shard] = _map_shard(self._local_file(entry), entry, self.sequence_length)
+            self._open[shard] = self._map(self.manifest.shards[shard])
         opened, within = self._open[shard], index - self._first_rows[shard]
         start, stop = opened.doc_offsets[within : within + 2]
         return Row(opened.input_ids[within], opened.doc_lengths[start:stop])
 
-    def _local_file(self, entry: ShardEntry) -> Path:
+    def _map(self, entry: ShardEntry) -> _OpenShard:
         if not storage.is_remote(self.folder):
-            return storage.local_path(storage.join(self.folder, entry.file))
-        target = self._cache / f"{entry.sha256}.arrow"
-        if not target.exists():
-            _download(storage.join(self.folder, entry.file), target, entry)
-        return target
+            return _map_shard(storage.local_path(self._place(entry)), entry, self.sequence_length)
+        download = partial(_download, self._place(entry), entry)
+        name = f"{entry.sha256}.arrow"
+        with node_cache.borrowed("shards", name, entry.bytes, download, self._cache) as path:
+            # A mapped file stays readable when the cache drops it.
+            return _map_shard(path, entry, self.sequence_length)
+
+    def _place(self, entry: ShardEntry) -> str:
+        return storage.join(self.folder, entry.file)
 
 
-def _download(source: str, target: Path, entry: ShardEntry) -> None:
-    """Copies a remote shard to `target`, which appears only when its content is right."""
-    import fsspec
+def _download(source: str, entry: ShardEntry, target: Path) -> None:
+    """Copies a remote shard to `target`.
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    try:
-        digest = hashlib.sha256()
-        with fsspec.open(source, "rb") as remote, os.fdopen(descriptor, "wb") as local:
-            while piece := remote.read(8 << 20):
-                digest.update(piece)
-                local.write(piece)
-        if digest.hexdigest() != entry.sha256:
-            raise EspanError(f"{source}: content differs from the manifest (SHA-256); run `prepare` again")
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    Raises:
+        EspanError: its content is not what the manifest says.
+    """
+    file_system, path = storage.filesystem(source)
+    file_system.get_file(path, str(target))
+    if storage.content_hash(str(target)) != entry.sha256:
+        target.unlink()
+        raise EspanError(f"{source}: content differs from the manifest (SHA-256); run `prepare` again")
 
 
 def _check_size(path: Path, entry: ShardEntry) -> None:

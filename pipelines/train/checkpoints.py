@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
+from pipelines import node_cache, storage
 from pipelines.errors import EspanError
 from pipelines.train.group import Group
 
@@ -30,6 +31,7 @@ STATE_FILE = "state.json"
 ENGINE_FOLDER = "engine"
 ADAPTER_FOLDER = "adapter"
 _PREFIX = "step-"
+_CACHED = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,21 @@ class CheckpointStore:
         return [name for name in names if name.startswith(_PREFIX)]
 
 
-def local_copy(place: str, folder: Path) -> Path:
-    """Returns a local folder with a checkpoint's files: the place itself, or `folder` after a download."""
+@contextmanager
+def local_copy(place: str, group: Group) -> Iterator[Path]:
+    """Yields a local folder with a checkpoint's files: the place itself, or this node's one copy of it.
+
+    Every worker calls it. The copy is gone afterwards: it is as large as the optimizer's whole state.
+    """
     if not storage.is_remote(place):
-        return storage.local_path(place)
-    storage.download_folder(place, folder)
-    return folder
+        yield storage.local_path(place)
+        return
+    with ExitStack() as stack:
+        folder = group.agree(lambda: stack.enter_context(node_cache.borrowed_folder(_CACHED, place)))
+        yield folder
+    group.barrier()
+    if group.first_here:
+        node_cache.discard(folder)
 
 
 def _commit(place: str) -> None:

@@ -107,8 +107,7 @@ def _engine(
     )
     if checkpoint is None:
         return engine
-    with tempfile.TemporaryDirectory(prefix="espan-checkpoint-") as scratch:
-        folder = group.agree(lambda: local_copy(checkpoint.place, Path(scratch)))
+    with local_copy(checkpoint.place, group) as folder:
         if other_workers:
             with universal_copy(folder, group) as universal:
                 engine.load(universal, UNIVERSAL_FOLDER)

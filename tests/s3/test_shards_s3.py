@@ -57,7 +57,7 @@ def test_every_row_comes_back_through_the_cache(corpus: str, rows: np.ndarray, t
         row = reader.row(index)
         assert np.array_equal(row.input_ids, expected)
         assert row.doc_lengths.tolist() == [LENGTH - 5, 5]
-    assert len(list(tmp_path.iterdir())) == SHARDS
+    assert len(list((tmp_path / "shards").iterdir())) == SHARDS
 
 
 def test_a_shard_whose_bytes_differ_from_the_manifest_is_refused(corpus: str, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_shard_whose_bytes_differ_from_the_manifest_is_refused(corpus: str, tm
     storage.write_bytes_atomic(place, bytes(content))
     with pytest.raises(EspanError, match=shard_name(0)):
         ShardReader(corpus, cache=tmp_path).row(0)
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "shards").iterdir())
 
 
 def test_shards_without_a_manifest_are_unfinished(bucket: str, rows: np.ndarray) -> None:
