@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
+from pipelines import hub, storage
 from pipelines.recipe import ResolvedRecipe, ResolvedStage
 
 FORMAT = "espan-stage/1"
@@ -48,10 +48,23 @@ def identify(
 
     A place among its `external_inputs` that names an earlier stage, or lies below one, is covered by that
     stage's fingerprint; one where nothing is counts as nothing: `Stage.check` says whether it must be there.
+    A name on the model hub counts by its commit.
+
+    Raises:
+        EspanError: nobody knows which commit a name on the hub stands for.
     """
     inputs = {name: known[name].fingerprint for name in stage.depends}
-    outside = [place for place in stage.stage.external_inputs() if place.split("/")[0] not in inputs]
-    files = {file: hashes.of(file) for place in outside for file in storage.glob(place)}
+    outside = [
+        place
+        for place in stage.stage.external_inputs()
+        if place.removeprefix(hub.MARK).split("/")[0] not in inputs
+    ]
+    files: dict[str, str] = {}
+    for place in outside:
+        if place.startswith(hub.MARK):
+            files[place] = hub.pinned(place.removeprefix(hub.MARK))
+        else:
+            files |= {file: hashes.of(file) for file in storage.glob(place)}
     keys = stage.stage.model_dump(mode="json", exclude=set(stage.stage.execution_keys))
     # Names without folders: the same files elsewhere, as in a moved checkout, are the same input.
     contents = [[os.path.basename(file), content] for file, content in files.items()]

@@ -2,100 +2,150 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from pipelines import assets, storage
+from pipelines import assets, hub, node_cache, storage
 from pipelines.errors import EspanError
-from pipelines.tokenizers import hub_answers
+from pipelines.weight_files import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    ModelFiles,
+    check_model_files,
+    holds_adapter,
+    holds_tokenizer,
+    is_read,
+    is_tokenizer_file,
+    weights_in,
+)
 
-_LINES_SHOWN = 4
-_HUB_TIMEOUT_SECONDS = 10.0
-_WEIGHTS_AND_CONFIGURATION = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+MODELS = "models"
+CONFIGURATIONS = frozenset({CONFIG_FILE, ADAPTER_CONFIG_FILE})
 
 
 def is_place(reference: str) -> bool:
-    """Says whether `reference` means a folder, not a name on the model hub (`name` or `owner/name`)."""
-    looks_like_one = reference.startswith((".", "/", "~")) or reference.count("/") > 1
-    return storage.is_remote(reference) or looks_like_one or storage.is_folder(reference)
+    """Says whether `reference` means a folder.
+
+    Else it is a name on the model hub (`[owner/]name[@revision]`), or of what ships with the package.
+    """
+    if assets.is_builtin(reference):
+        return False
+    if storage.is_remote(reference) or reference.startswith((".", "/", "~")):
+        return True
+    return storage.is_folder(reference) or not hub.is_hub_name(reference)
 
 
 def local_folder(reference: str) -> Path:
     """Returns a local folder that holds what `reference` stands for, downloading it where it must.
 
+    What is remote is downloaded once for all processes of a machine.
+
     Raises:
-        EspanError: it is not to be had.
+        EspanError: it is not to be had, or a downloaded file is broken.
     """
     if assets.is_builtin(reference):
         return assets.builtin(reference)
-    if storage.is_remote(reference):
-        return _download_remote(reference)
-    if is_place(reference):
+    if is_place(reference) and not storage.is_remote(reference):
         return storage.local_path(reference)
-    from huggingface_hub import snapshot_download
+    if storage.is_remote(reference):
+        files = ModelFiles.of(reference)
+        wanted = [name for name in files.sizes if is_read(name)]
+        wanted += weights_in(files.sizes, files.json_object)
+        folder = node_cache.folder(MODELS, reference, wanted)
+    else:
+        folder = hub.fetch(reference, _hub_files(reference))
+    _check_once(str(folder))
+    return folder
 
-    try:
-        offline = not hub_answers()
-        return Path(
-            snapshot_download(
-                reference, allow_patterns=list(_WEIGHTS_AND_CONFIGURATION), local_files_only=offline
-            )
-        )
-    except (OSError, ValueError) as error:
+
+def configuration_folder(reference: str) -> Path | None:
+    """Returns a local folder with the config.json of a full model; None where it has none.
+
+    Nothing else is downloaded for it.
+
+    Raises:
+        EspanError: the model is not to be had.
+    """
+    if assets.is_builtin(reference):
+        return assets.builtin(reference)
+    if not is_place(reference):
+        return hub.fetch(reference, [CONFIG_FILE])
+    if not storage.exists(storage.join(reference, CONFIG_FILE)):
+        return None
+    if storage.is_remote(reference):
+        return node_cache.folder(MODELS, reference, [CONFIG_FILE])
+    return storage.local_path(reference)
+
+
+def check_files(reference: str) -> None:
+    """Refuses a model or adapter of which a file is missing or broken; downloads no weights.
+
+    Raises:
+        EspanError: names the file.
+    """
+    if assets.is_builtin(reference):
+        return
+    if is_place(reference):
+        check_model_files(reference)
+        return
+    wanted = _hub_files(reference)
+    if hub.missing(reference, wanted):
+        hub.require_answer(reference, wanted)
+        return
+    check_model_files(str(hub.fetch(reference, wanted)))
+
+
+def read_json(reference: str, name: str) -> Any:
+    """Returns the content of a small JSON file of a model: in a folder, an object store or on the hub.
+
+    Raises:
+        EspanError: it is not to be had, or no JSON object; the message names the file.
+    """
+    folder = reference if is_place(reference) else str(hub.fetch(reference, [name]))
+    return ModelFiles.of(folder).json_object(name)
+
+
+def holds_adapter_only(reference: str) -> bool:
+    """Says whether a hub name is an adapter.
+
+    Raises:
+        EspanError: the name is not to be had.
+    """
+    names = hub.cached_files(reference)
+    if CONFIGURATIONS.isdisjoint(names):
+        names = hub.files(reference)
+    return holds_adapter(names)
+
+
+def hub_tokenizer_files(reference: str) -> list[str]:
+    """Returns the files of the tokenizer that a hub name brings; none where it has none.
+
+    Raises:
+        EspanError: the name is not to be had.
+    """
+    names = hub.cached_files(reference)
+    if "tokenizer.json" not in names:
+        names |= hub.files(reference)
+    return sorted(filter(is_tokenizer_file, names)) if holds_tokenizer(names) else []
+
+
+def _hub_files(reference: str) -> list[str]:
+    """Returns the files that are read of a hub name; the hub is asked only where the cache is not whole."""
+    names = hub.cached_files(reference)
+    weights = weights_in(names, lambda name: read_json(reference, name))
+    if not weights or CONFIGURATIONS.isdisjoint(names):
+        names |= hub.files(reference)
+        weights = weights_in(names, lambda name: read_json(reference, name))
+    if not weights:
+        state = f"only {', '.join(sorted(names))}" if names else "nothing"
         raise EspanError(
-            f"model '{reference}' is no earlier stage and no folder, and the model hub does not give it: "
-            f"{brief(error)}"
-        ) from error
+            f"{reference} has no weights: {hub.where(reference)} holds {state}; finish the download where "
+            "the model hub can be reached"
+        )
+    return [*filter(is_read, names), *weights]
 
 
-def hub_problem(name: str) -> str | None:
-    """Returns why the model hub and its local cache do not give a model, or None."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return None
-        if not hub_answers():
-            return "it cannot be reached from here, and the model is not in the local cache"
-        HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        return brief(error)
-    return None
-
-
-def brief(error: object) -> str:
-    """Returns the first lines of a message as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
-    return "; ".join(lines[:_LINES_SHOWN]) + more
-
-
-def _download_remote(place: str) -> Path:
-    """Copies a remote folder to this machine's cache, once per content."""
-    file_system, root = storage.filesystem(place)
-    listing = file_system.find(root, detail=True)
-    if not listing:
-        raise EspanError(f"nothing lies below {place}")
-    marks = sorted(
-        (name, info["size"], str(info.get("ETag", info.get("mtime")))) for name, info in listing.items()
-    )
-    target = (
-        Path.home() / ".cache" / "espan" / "models" / hashlib.sha256(repr(marks).encode()).hexdigest()[:32]
-    )
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=target.parent)
-    try:
-        storage.download_folder(place, partial)
-        try:
-            Path(partial).rename(target)
-        except OSError:
-            if not target.exists():  # else another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
+@lru_cache(maxsize=64)
+def _check_once(folder: str) -> None:
+    check_model_files(folder)

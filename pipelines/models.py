@@ -17,10 +17,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines import assets, storage
+from pipelines import assets, hub, storage
 from pipelines.errors import EspanError, InvalidKeyError, nearest
+from pipelines.hub import brief
 from pipelines.model_configuration import read_configuration
-from pipelines.model_files import brief, hub_problem, is_place, local_folder
+from pipelines.model_files import (
+    check_files,
+    holds_adapter_only,
+    hub_tokenizer_files,
+    is_place,
+    local_folder,
+    read_json,
+)
+from pipelines.weight_files import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -61,24 +70,25 @@ def resolve_model(reference: str, inputs: Mapping[str, StageOutput]) -> ModelSou
 
     Args:
         reference: the name of a stage in `inputs`, `builtin:tiny`, a folder (a train stage's, a Hugging Face
-            checkpoint, a PEFT adapter or a published mamba_ssm checkpoint), or a name on the model hub.
+            checkpoint, a PEFT adapter or a published mamba_ssm checkpoint), or a name on the model hub,
+            `owner/name` or `owner/name@revision`, which comes back with the commit that it stands for.
         inputs: the earlier stages that may be referred to.
 
     Raises:
-        EspanError: `reference` names a folder without a model.
+        EspanError: `reference` names a folder without a model, an adapter without a base, or a name that
+            neither the local cache nor the hub knows.
     """
     place = inputs[reference].path if reference in inputs else reference
     if assets.is_builtin(place):
         return ModelSource(place, tokenizer=_tokenizer_in(str(assets.builtin(place)), place))
     if not is_place(place):
-        return ModelSource(place, tokenizer=place)
+        return _hub_model(hub.pinned(place))
     if storage.exists(storage.join(place, MODEL_FILE)):
         return _read_model_file(place)
-    if storage.exists(storage.join(place, "adapter_config.json")):
-        configuration = storage.read_json(storage.join(place, "adapter_config.json"))
-        base = resolve_model(str(configuration["base_model_name_or_path"]), {})
+    if storage.exists(storage.join(place, ADAPTER_CONFIG_FILE)):
+        base = _base_of_adapter(place)
         return replace(base, adapter=place, tokenizer=_tokenizer_in(place, place) or base.tokenizer)
-    if storage.exists(storage.join(place, "config.json")):
+    if storage.exists(storage.join(place, CONFIG_FILE)):
         return ModelSource(place, tokenizer=_tokenizer_in(place, place))
     raise EspanError(
         f"model '{reference}': {place} holds no model ({MODEL_FILE}, config.json or adapter_config.json); "
@@ -144,11 +154,11 @@ def check_model(key: str, reference: str, context: CheckContext) -> None:
 
     Raises:
         InvalidKeyError: it is no earlier train stage, nothing that ships, no folder with a model, and no name
-            that the model hub knows.
+            that the model hub knows; or one of its files is missing or broken, and which.
     """
     if reference in context.earlier or is_place(reference):
         if context.require_stage_or_path(key, reference, kinds=("train",)) is None:
-            _check_folder(key, reference)
+            _check_source(key, reference)
         return
     if assets.is_builtin(reference):
         try:
@@ -156,27 +166,89 @@ def check_model(key: str, reference: str, context: CheckContext) -> None:
         except InvalidKeyError as error:
             raise InvalidKeyError(key, error.what, error.suggestion) from error
         return
-    trained = [name for name, stage in context.earlier.items() if stage.kind == "train"]
-    problem = hub_problem(reference)
-    if problem:
+    try:
+        hub.pinned(reference)
+    except EspanError as error:
+        trained = [name for name, stage in context.earlier.items() if stage.kind == "train"]
         raise InvalidKeyError(
             key,
-            f"'{reference}' is no earlier train stage and no folder, and the model hub does not give it "
-            f"({problem})",
+            f"'{reference}' is no earlier train stage and no folder, and {error}",
             nearest(reference, trained),
-        )
+        ) from error
+    _check_source(key, reference)
 
 
 def external_files(reference: str) -> tuple[str, ...]:
-    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`."""
-    return (str(assets.builtin(reference)),) if assets.is_builtin(reference) else (reference,)
+    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`.
+
+    A name that may be on the model hub comes back marked (`hub.MARK`): its commit stands for its content.
+    """
+    if assets.is_builtin(reference):
+        return (str(assets.builtin(reference)),)
+    if not is_place(reference):
+        return (hub.MARK + reference,)
+    source = resolve_model(reference, {}) if storage.exists(reference) else ModelSource(reference)
+    parts = [part for part in (source.base, source.adapter) if part not in (None, reference)]
+    model_file = storage.join(reference, MODEL_FILE)
+    # A train stage's folder holds far more than the model: checkpoints, for one.
+    own = model_file if storage.exists(model_file) else reference
+    return (own, *(place for part in parts for place in external_files(str(part))))
 
 
-def _check_folder(key: str, folder: str) -> None:
+def model_in_words(source: ModelSource) -> str:
+    """Returns what `espan plan` says of a model: where it comes from, a hub name with its commit."""
+    parts = [part for part in (source.base, source.adapter) if part]
+    cached = [part for part in parts if not is_place(part) and hub.cached_folder(part) is not None]
+    return source.name + (" (from the local cache)" if cached else "")
+
+
+def _check_source(key: str, reference: str) -> None:
     try:
-        resolve_model(folder, {})
+        source = resolve_model(reference, {})
+        for part in (source.adapter, source.base):
+            if part is not None:
+                check_files(part)
     except EspanError as error:
         raise InvalidKeyError(key, str(error)) from error
+
+
+def _hub_model(reference: str) -> ModelSource:
+    tokenizer = reference if hub_tokenizer_files(reference) else None
+    if not holds_adapter_only(reference):
+        return ModelSource(reference, tokenizer=tokenizer)
+    base = _base_of_adapter(reference)
+    return replace(base, adapter=reference, tokenizer=tokenizer or base.tokenizer)
+
+
+def _base_of_adapter(reference: str) -> ModelSource:
+    """Returns the model that the LoRA adapter in a folder or on the hub adapts."""
+    configuration = read_json(reference, ADAPTER_CONFIG_FILE)
+    file = storage.join(reference, ADAPTER_CONFIG_FILE)
+    kind, base = configuration.get("peft_type"), configuration.get("base_model_name_or_path")
+    if kind != "LORA":
+        raise EspanError(f"{file}: an adapter of kind {kind}; only LORA is served")
+    if not isinstance(base, str) or not base.strip():
+        raise EspanError(
+            f"{file}: the adapter names no base model; give its folder or hub name in base_model_name_or_path"
+        )
+    if assets.is_builtin(base):
+        return resolve_model(base, {})
+    if not is_place(base):
+        revision = configuration.get("revision")
+        try:
+            return resolve_model(f"{base}@{revision}" if revision and "@" not in base else base, {})
+        except EspanError as error:
+            raise EspanError(f"{file}: the base model {base} is no folder here, and {error}") from error
+    if not storage.is_folder(base):
+        raise EspanError(
+            f"{file}: the base model {base} of the adapter is not there; correct base_model_name_or_path"
+        )
+    adapts_an_adapter = storage.exists(storage.join(base, ADAPTER_CONFIG_FILE))
+    if adapts_an_adapter or (source := resolve_model(base, {})).adapter is not None:
+        raise EspanError(
+            f"{file}: the base model {base} is an adapter itself; export it merged, and adapt that"
+        )
+    return source
 
 
 def _read_model_file(folder: str) -> ModelSource:

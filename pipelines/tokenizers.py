@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import assets, storage
+from pipelines import assets, hub, node_cache, storage
 from pipelines.errors import EspanError
+from pipelines.model_files import hub_tokenizer_files, is_place
+from pipelines.weight_files import ModelFiles, holds_tokenizer, is_tokenizer_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_CACHED = "tokenizers"
 # First match wins.
 _END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
@@ -25,8 +25,8 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
 
     Args:
         reference: `builtin:tiny`; a `tokenizer.json`; a folder that holds one (a path or an fsspec URL); or
-            a name on the model hub. A bare `tokenizer.json` does not say which token ends a document: it is
-            guessed by its name.
+            a name on the model hub, `owner/name` or `owner/name@revision`. A bare `tokenizer.json` does not
+            say which token ends a document: it is guessed by its name.
 
     Raises:
         EspanError: nothing is there, it cannot be read, or it has no fast form.
@@ -34,48 +34,64 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = local_tokenizer(reference)
-    if place is not None and storage.is_remote(place):
-        return _load_remote(place, reference)
     try:
-        if place is not None and Path(place).is_file():
-            return _from_file(Path(place))
-        if place is not None and not Path(place, "tokenizer_config.json").exists():
-            return _from_file(Path(place, "tokenizer.json"))
-        if place is not None and Path(place, "tokenizer.json").exists():
+        if place.is_file():
+            return _from_file(place)
+        if not (place / "tokenizer_config.json").exists():
+            return _from_file(place / "tokenizer.json")
+        if (place / "tokenizer.json").exists():
             # AutoTokenizer would look into the model's config.json and warn of unknown architectures.
-            return PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
-        local = place is not None or not hub_answers()
-        tokenizer = AutoTokenizer.from_pretrained(place or reference, local_files_only=local)
+            return PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more precise for a malformed file
-        what = "cannot be read" if place else "is no file, no folder, and not to be had from the model hub"
-        raise EspanError(f"tokenizer '{reference}' {what}: {_first_line(error)}") from error
+        raise EspanError(f"tokenizer '{reference}' cannot be read: {_first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         what = "has no fast form (tokenizer.json); convert it with transformers first"
         raise EspanError(f"tokenizer '{reference}' {what}")
     return tokenizer
 
 
-def local_tokenizer(reference: str) -> str | None:
-    """Returns the file or folder that holds the tokenizer, or None for a name on the model hub.
+def local_tokenizer(reference: str) -> Path:
+    """Returns the local file or folder that holds the tokenizer, downloading its files where it must.
 
     Raises:
-        EspanError: `reference` names a file or folder, and there is none.
+        EspanError: there is none.
     """
     if assets.is_builtin(reference):
-        return str(assets.builtin(reference))
+        return assets.builtin(reference)
     if storage.is_remote(reference):
-        return reference
+        return _download(reference)
     path = storage.local_path(reference)
-    if path.is_file() or any(
-        Path(path, name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
-    ):
-        return str(path)
+    if path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return path
     if path.is_dir():
         raise EspanError(f"tokenizer '{reference}': the folder holds no tokenizer.json")
-    # A hub name is `name` or `owner/name`: anything else was meant as a path.
-    if reference.startswith((".", "/", "~")) or reference.endswith(".json") or reference.count("/") > 1:
+    if is_place(reference):
         raise EspanError(f"tokenizer '{reference}': no such file or folder")
-    return None
+    try:
+        files = hub_tokenizer_files(reference)
+        if files:
+            return hub.fetch(reference, files)
+    except EspanError as error:
+        raise EspanError(f"tokenizer '{reference}' is no file and no folder, and {error}") from error
+    raise EspanError(f"tokenizer '{reference}': the hub's model of that name has no tokenizer; name another")
+
+
+def external_files(reference: str) -> tuple[str, ...]:
+    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`."""
+    place = str(assets.builtin(reference)) if assets.is_builtin(reference) else reference
+    if storage.is_folder(place):  # of a model, as a rule, whose weights change no token
+        return (storage.join(place, "*token*"),)
+    if is_place(place) or storage.exists(place):
+        return (place,)
+    return (hub.MARK + reference,)
+
+
+def pinned(reference: str) -> str:
+    """Returns the reference with the commit that it stands for if it is a name on the model hub."""
+    if assets.is_builtin(reference) or is_place(reference) or storage.exists(reference):
+        return reference
+    return hub.pinned(reference)
 
 
 def check_tokenizer(reference: str) -> None:
@@ -87,29 +103,15 @@ def check_tokenizer(reference: str) -> None:
     from tokenizers import Tokenizer
 
     place = local_tokenizer(reference)
-    file = place if place is None or Path(place).is_file() else str(Path(place, "tokenizer.json"))
-    if file is None or not Path(file).is_file():
+    file = place if place.is_file() else place / "tokenizer.json"
+    if not file.is_file():
         load_tokenizer(reference)
         return
+    ModelFiles.of(str(file.parent)).refuse_placeholder(file.name)
     try:
-        Tokenizer.from_file(file)
+        Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more precise
         raise EspanError(f"tokenizer '{reference}' cannot be read: {_first_line(error)}") from error
-
-
-def hub_answers(timeout_seconds: float = 5.0) -> bool:
-    """Says whether the model hub can be reached; without it transformers retries for most of a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        with urllib.request.urlopen(constants.ENDPOINT, timeout=timeout_seconds):
-            return True
-    except urllib.error.HTTPError:
-        return True  # it refused this page, so it is there
-    except OSError:
-        return False
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -132,16 +134,18 @@ def _from_file(path: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load_remote(place: str, reference: str) -> PreTrainedTokenizerFast:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            if storage.is_folder(place):
-                storage.download_folder(place, folder)
-            else:
-                Path(folder, "tokenizer.json").write_bytes(storage.read_bytes(place))
-        except OSError as error:
-            raise EspanError(f"tokenizer '{reference}' cannot be fetched: {_first_line(error)}") from error
-        return load_tokenizer(folder)
+def _download(place: str) -> Path:
+    """Copies a remote tokenizer's files, and nothing else, to this machine's cache."""
+    try:
+        if not storage.is_folder(place):
+            folder, _, name = place.rpartition("/")
+            return node_cache.folder(_CACHED, folder, [name]) / name
+        names = [name for name in ModelFiles.of(place).sizes if is_tokenizer_file(name)]
+        if not holds_tokenizer(names):
+            raise EspanError("the folder holds no tokenizer.json")
+        return node_cache.folder(_CACHED, place, names)
+    except (EspanError, OSError) as error:
+        raise EspanError(f"tokenizer '{place}' cannot be fetched: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipelines import storage
+from pipelines import storage, tokenizers
 from pipelines.attention import Attention, FullSection
-from pipelines.errors import InvalidKeyError
-from pipelines.models import check_model, external_files
+from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.models import check_model, external_files, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
-from pipelines.prepare.shards import MANIFEST, holdout_folder
+from pipelines.prepare.shards import MANIFEST, holdout_folder, read_manifest
 from pipelines.stage import CheckContext, Context, Section, Stage
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
@@ -25,11 +25,13 @@ class RecallSection(Section):
         lengths: tokens in a prompt, its questions and answers included.
         samples: prompts of each task at each length.
         tasks: see `pipelines.needles`.
+        tokenizer: of the prompts; default: the model's own, and where it has none, that of `perplexity.data`.
     """
 
     lengths: Lengths
     samples: PositiveInt = 64
     tasks: Annotated[tuple[RecallTask, ...], Field(min_length=1)] = RECALL_TASKS
+    tokenizer: str | None = None
 
     @field_validator("lengths", "tasks")
     @classmethod
@@ -134,17 +136,21 @@ class EvaluateStage(Stage):
         return (self.model, self.perplexity.data) if self.perplexity else (self.model,)
 
     def external_inputs(self) -> tuple[str, ...]:
-        """The model's files, and the shards' manifest, which holds their hashes."""
+        """The model's files, the shards' manifest, which holds their hashes, and the tokenizer's files."""
         shards = (
             (storage.join(self.perplexity.folder(self.perplexity.data), MANIFEST),) if self.perplexity else ()
         )
-        return (*external_files(self.model), *shards)
+        given = self.recall.tokenizer if self.recall else None
+        tokenizer = tokenizers.external_files(given) if given else ()
+        return (*external_files(self.model), *shards, *tokenizer)
 
     def check(self, context: CheckContext) -> None:
-        """Refuses a model that is not there, shards without held-out rows, and lengths they do not have."""
+        """Refuses a missing model or tokenizer, shards without held-out rows, lengths they do not have."""
         check_model("model", self.model, context)
         if self.perplexity:
             _check_shards(self.perplexity, context)
+        if self.recall:
+            self._check_tokenizer(self.recall, context)
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
         """How many tokens go through the model, by what is measured."""
@@ -153,10 +159,40 @@ class EvaluateStage(Stage):
             tasks, lengths, samples = len(self.recall.tasks), self.recall.lengths, self.recall.samples
             tokens = tasks * samples * sum(lengths)
             plan["recall"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
+            plan["tokenizer"] = self.recall_tokenizer(context) or f"that of stage '{self.model}'"
         if self.perplexity:
             lengths, rows = self.perplexity.lengths, self.perplexity.rows
             plan["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"
         return plan
+
+    def recall_tokenizer(self, context: CheckContext) -> str | None:
+        """Returns the tokenizer of the prompts; None for that of a train stage, or where there is none."""
+        if self.recall and self.recall.tokenizer:
+            return self.recall.tokenizer
+        if self.model in context.earlier:
+            return None
+        own = resolve_model(self.model, {}).tokenizer
+        if own is not None or self.perplexity is None:
+            return own
+        data = self.perplexity.data
+        if data in context.earlier:
+            return str(context.earlier[data].stage.model_dump()["tokenizer"])
+        return read_manifest(data).tokenizer.reference
+
+    def _check_tokenizer(self, keys: RecallSection, context: CheckContext) -> None:
+        found = self.recall_tokenizer(context)
+        if found is None and self.model not in context.earlier:
+            raise InvalidKeyError(
+                "recall.tokenizer",
+                f"recall needs a tokenizer, and {self.model} has none; name the one it was trained with here",
+            )
+        if found is not None:
+            try:
+                tokenizers.check_tokenizer(found)
+            except EspanError as error:
+                raise InvalidKeyError(
+                    "recall.tokenizer" if keys.tokenizer else "model", str(error)
+                ) from error
 
 
 def run(stage: EvaluateStage, context: Context) -> Mapping[str, Any]:

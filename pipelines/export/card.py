@@ -12,6 +12,7 @@ import se_model
 from pipelines import assets
 from pipelines.evaluate.scores import Scores
 from pipelines.export.stage import ExportStage, Form
+from pipelines.hub import split_reference
 from pipelines.lineage import code_version, dependency_versions
 from pipelines.model_files import is_place
 from pipelines.models import ModelSource
@@ -51,7 +52,7 @@ def _front_matter(form: Form, source: ModelSource) -> str:
         "pipeline_tag": "text-generation",
     }
     if not is_place(source.base) and not assets.is_builtin(source.base):
-        fields["base_model"] = source.base
+        fields["base_model"] = split_reference(source.base)[0]
     fields["tags"] = ["long-context", "expansion-span", "state-space-model"]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
 
@@ -64,6 +65,8 @@ def _what(form: Form, source: ModelSource, stage: ExportStage, recipe: dict[str,
     hylora, attention = train["hylora"], train["attention"]["kind"]
     tuned = "every parameter" if hylora is None else f"{hylora['variant']} of rank {hylora['rank']}"
     start = "A new model" if isinstance(train["model"], dict) else f"`{train['model']}`"
+    if not is_place(source.base) and "@" in source.base:
+        start += f" (`{source.base}`)"
     tokens = train["steps"] * train["tokens_per_step"]
     return (
         f"{start}, trained with {attention} attention ({tuned}) on `{train['data']}` for {train['steps']:,} "
@@ -88,12 +91,19 @@ def _use(form: Form, source: ModelSource, model_class: str) -> str:
     if form == "merged":
         lines += [f'model = {family}.from_pretrained("{_FOLDER}")']
     else:
-        base = f'builtin("{source.base}")' if builtin else f'"{source.base}"'
-        lines += [f"base = {family}.from_pretrained({base})"]
+        lines += [f"base = {family}.from_pretrained({_from(source.base)})"]
         lines += [f'model = PeftModel.from_pretrained(base, "{_FOLDER}")']
     if tokenizer:
         lines += [f'tokenizer = AutoTokenizer.from_pretrained("{_FOLDER}")']
     return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _from(base: str) -> str:
+    """Returns the arguments of `from_pretrained` for a base model, as Python."""
+    if assets.is_builtin(base):
+        return f'builtin("{base}")'
+    name, revision = (base, "") if is_place(base) else split_reference(base)
+    return f'"{name}", revision="{revision}"' if f"@{revision}" in base else f'"{name}"'
 
 
 def _scores(found: Sequence[tuple[str, Scores]]) -> str:

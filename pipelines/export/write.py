@@ -20,7 +20,8 @@ from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.export.card import Check, model_card
 from pipelines.export.stage import ExportStage, Form
-from pipelines.model_files import local_folder
+from pipelines.hub import split_reference
+from pipelines.model_files import is_place, local_folder
 from pipelines.models import ModelSource, load_model, resolve_model
 from pipelines.stage import Context
 from pipelines.tokenizers import load_tokenizer
@@ -104,7 +105,10 @@ def _write(form: Form, source: ModelSource, stage: ExportStage, folder: Path) ->
 def _name_base(path: Path, base: str) -> None:
     """Lets the adapter name its base as the recipe did, not by the place where it lay when it trained."""
     configuration = json.loads(path.read_text(encoding="utf-8"))
-    configuration["base_model_name_or_path"] = base
+    name, revision = base, None
+    if not is_place(base) and "@" in base:
+        name, revision = split_reference(base)
+    configuration |= {"base_model_name_or_path": name, "revision": revision}
     path.write_text(json.dumps(configuration, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

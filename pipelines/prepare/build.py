@@ -39,7 +39,7 @@ from pipelines.prepare.stage import PrepareStage
 from pipelines.prepare.tokenize import TokenizeTask, tokenize_part
 from pipelines.prepare.write import ShardTask, write_planned_shard
 from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.tokenizers import load_tokenizer, pinned, tokenizer_hash
 
 REJECTS = "rejects.jsonl"
 _PARTS = 1024  # aimed at, for a corpus large enough
@@ -95,7 +95,7 @@ def _job(stage: PrepareStage, context: Context) -> _Job:
         what = f"tokenizer '{stage.tokenizer}' has no end-of-document token"
         raise EspanError(f"{what}; set end_of_document to false, or eos_token in its tokenizer_config.json")
     entry = TokenizerEntry(
-        reference=stage.tokenizer,
+        reference=pinned(stage.tokenizer),
         sha256=tokenizer_hash(tokenizer),
         vocabulary_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,

@@ -13,7 +13,7 @@ from pipelines.machine import bytes_text
 from pipelines.prepare.shards import Packing
 from pipelines.prepare.sources import NeedlesSource, PathSource, Source, file_size
 from pipelines.stage import CheckContext, Context, Stage
-from pipelines.tokenizers import check_tokenizer
+from pipelines.tokenizers import check_tokenizer, external_files
 
 LARGEST_SHARD = 1 << 28
 """Tokens; a worker holds a shard about three times while it writes it."""
@@ -31,7 +31,8 @@ class PrepareStage(Stage):
         sources: what the corpus is made of. Either no source has a weight: every token is used, and sources
             mix in proportion to their size. Or each has one: its share of the tokens drawn is its weight
             divided by the sum of the weights; drawing ends when a source has none left, nothing is repeated.
-        tokenizer: a hub name, a folder, a `tokenizer.json`, or `builtin:tiny`.
+        tokenizer: a hub name (`owner/name`, or `owner/name@revision`), a folder, a `tokenizer.json`, or
+            `builtin:tiny`.
         sequence_length: tokens in a row, L.
         packing: `documents`: a row holds documents that do not see each other, as few of them cut as
             possible; `concatenate`: documents run into each other (the paper's).
@@ -78,15 +79,9 @@ class PrepareStage(Stage):
         return self.rows_per_shard or max(1, _DEFAULT_SHARD // self.sequence_length)
 
     def external_inputs(self) -> tuple[str, ...]:
-        """Returns the corpus and, where it is no name on the hub, the tokenizer's files."""
-        builtin = assets.is_builtin(self.tokenizer)
-        tokenizer = str(assets.builtin(self.tokenizer)) if builtin else self.tokenizer
+        """Returns the corpus and the tokenizer's files."""
         paths = [source.path for source in self.sources if isinstance(source, PathSource)]
-        if storage.is_folder(tokenizer):  # of a model, as a rule, whose weights change no token
-            paths.append(storage.join(tokenizer, "*token*"))
-        elif storage.exists(tokenizer):
-            paths.append(tokenizer)
-        return tuple(paths)
+        return (*paths, *external_files(self.tokenizer))
 
     def check(self, context: CheckContext) -> None:
         """Refuses sources and tokenizers that are not there, and a disk or memory too small for the work."""

@@ -1,13 +1,11 @@
-"""What is known of a stage's model before it is loaded: its configuration, where that is on this machine."""
+"""What is known of a stage's model before it is loaded: its configuration."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import assets, storage
-from pipelines.model_configuration import CONFIG_FILE, read_configuration
-from pipelines.model_files import is_place
+from pipelines.model_configuration import read_configuration
+from pipelines.model_files import configuration_folder
 from pipelines.models import resolve_model
 from pipelines.stage import CheckContext
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedConfig | None:
-    """Returns the configuration of what `stage` trains, or None while it is not on this machine."""
+    """Returns the configuration of what `stage` trains; None where nothing says it before the run."""
     if not isinstance(stage.model, str):
         from se_model.hybrid import Mamba2HybridConfig
 
@@ -28,12 +26,27 @@ def model_configuration(stage: TrainStage, context: CheckContext) -> PreTrainedC
         # A tuned model is built as what it was tuned from.
         earlier = context.earlier[stage.model].stage
         return model_configuration(earlier, context) if isinstance(earlier, type(stage)) else None
-    folder = _base_folder(stage.model)
+    return reference_configuration(stage.model)
+
+
+def reference_configuration(reference: str) -> PreTrainedConfig | None:
+    """Returns the configuration of a model that is no stage; None where its folder holds none.
+
+    Of a model in an object store or on the hub, config.json is downloaded, and nothing else.
+
+    Raises:
+        EspanError: the model is not to be had, or its config.json cannot be read.
+    """
+    folder = configuration_folder(resolve_model(reference, {}).base)
     return None if folder is None else read_configuration(folder)
 
 
 def skeleton(configuration: PreTrainedConfig, attention: AttentionConfig) -> PreTrainedModel:
-    """Returns a transformers model without memory for its weights, with the attention attached."""
+    """Returns a transformers model without memory for its weights, with the attention attached.
+
+    Raises:
+        ValueError: it is no causal language model, or does not let its attention be replaced.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -43,15 +56,3 @@ def skeleton(configuration: PreTrainedConfig, attention: AttentionConfig) -> Pre
         model = AutoModelForCausalLM.from_config(configuration)
     attach(model, attention)
     return model
-
-
-def _base_folder(reference: str) -> Path | None:
-    if assets.is_builtin(reference):
-        return assets.builtin(reference)
-    if not is_place(reference) or storage.is_remote(reference):
-        return None
-    base = resolve_model(reference, {}).base
-    if base != reference:
-        return _base_folder(base)
-    folder = storage.local_path(reference)
-    return folder if (folder / CONFIG_FILE).is_file() else None

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.models import MODEL_FILE, ModelSource, load_model, resolve_model, write_model_file
-from pipelines.prepare.shards import Manifest, read_manifest
+from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.tokenizers import load_tokenizer
 from pipelines.train.config import NewModel
 from pipelines.train.stage import TrainStage
+from pipelines.train.tokenizer import refuse_other_tokenizer
 
 MODEL_FOLDER = "model"
 BASE_FOLDER = "base"
@@ -79,7 +80,7 @@ def resolve_job(stage: TrainStage, context: Context) -> TrainJob:
         model = ModelSource("", new={"vocab_size": manifest.tokenizer.vocabulary_size, **stage.model.new})
     else:
         model = resolve_model(stage.model, context.inputs)
-        _refuse_other_tokenizer(model, manifest, data)
+        refuse_other_tokenizer(model.tokenizer, model.name, manifest.tokenizer, data)
         if model.adapter is not None:
             model = _merged_base(model, context.output)
     return TrainJob(
@@ -91,16 +92,6 @@ def resolve_job(stage: TrainStage, context: Context) -> TrainJob:
         seed=context.seed,
         rows_per_step=stage.rows_per_step(manifest.sequence_length),
     )
-
-
-def _refuse_other_tokenizer(model: ModelSource, manifest: Manifest, data: str) -> None:
-    if model.tokenizer in (None, manifest.tokenizer.reference):
-        return
-    if tokenizer_hash(load_tokenizer(model.tokenizer)) != manifest.tokenizer.sha256:
-        raise EspanError(
-            f"{data} was tokenized with {manifest.tokenizer.reference}, and {model.name} has another "
-            f"tokenizer; prepare the data with tokenizer: {model.tokenizer}"
-        )
 
 
 def _merged_base(model: ModelSource, output: str) -> ModelSource:

@@ -11,7 +11,7 @@ from pipelines import storage
 from pipelines.attention import Attention
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.machine import bytes_text, total_memory
-from pipelines.models import check_model, external_files
+from pipelines.models import check_model, external_files, model_in_words, resolve_model
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
 from pipelines.train.architecture import model_configuration
@@ -20,6 +20,7 @@ from pipelines.train.layout import Layout
 from pipelines.train.memory import local_training, model_sizes, worker_bytes
 from pipelines.train.schedule import Schedule
 from pipelines.train.shares import check_groups, check_layers, check_rows, row_tokens
+from pipelines.train.tokenizer import check_tokenizer_of_data
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -39,7 +40,8 @@ class TrainStage(Stage):
 
     Attributes:
         data: a prepare stage, or a folder of shards.
-        model: a train stage, `builtin:tiny`, a folder, a hub name, or `{new: {...}}`.
+        model: a train stage, `builtin:tiny`, a folder, a hub name (`owner/name` or
+            `owner/name@revision`), or `{new: {...}}`.
         attention: what the attention layers compute while training.
         hylora: what trains; every parameter where it is left out.
         steps: optimizer updates.
@@ -132,6 +134,7 @@ class TrainStage(Stage):
         check_rows(self, length, rows.packing == "documents")
         if isinstance(self.model, str):
             check_model("model", self.model, context)
+            check_tokenizer_of_data(self, context)
         else:
             self._check_new_model()
         check_layers(self, context)
@@ -148,6 +151,7 @@ class TrainStage(Stage):
         needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
         dealt = f"{groups} workers" if self.context_parallel == 1 else _groups_text(groups)
         return {
+            "model": self._model_in_words(context),
             "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
@@ -200,6 +204,13 @@ class TrainStage(Stage):
             f"{share.own_tokens:,} of {share.tokens:,} tokens a rank",
             "exchange": exchange,
         }
+
+    def _model_in_words(self, context: CheckContext) -> str:
+        if not isinstance(self.model, str):
+            return "new, from random weights"
+        if self.model in context.earlier:
+            return f"what stage '{self.model}' trains"
+        return model_in_words(resolve_model(self.model, {}))
 
     def _rows(self, context: CheckContext) -> _Rows:
         earlier = context.require_stage_or_path("data", self.data, kinds=("prepare",))

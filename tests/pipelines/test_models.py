@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from pipelines import model_files
+from pipelines import hub
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import ModelSource, check_model, load_model, new_model, resolve_model, write_model_file
 from pipelines.stage import CheckContext, EarlierStage, Stage, StageOutput
@@ -165,7 +165,7 @@ def test_models_that_are_to_be_had_pass_the_check(context: CheckContext, referen
 def test_models_that_are_not_to_be_had_fail_the_check(
     context: CheckContext, reference: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_files, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     with pytest.raises(InvalidKeyError, match=message):
         check_model("model", reference, context)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import assets, tokenizers
+from pipelines import assets, hub
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.tokenizers import check_tokenizer, load_tokenizer, tokenizer_hash
 
@@ -73,8 +73,8 @@ def test_a_malformed_tokenizer_is_refused_in_one_line(folder: Path) -> None:
 
 
 def test_a_name_is_refused_at_once_when_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers, "hub_answers", lambda: False)
-    with pytest.raises(EspanError, match="not to be had from the model hub"):
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    with pytest.raises(EspanError, match="the model hub cannot be reached from here"):
         load_tokenizer("nobody/no-such-tokenizer")
 
 

@@ -134,7 +134,7 @@ def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write
     named = PrepareStage.model_validate(
         {"sources": [{"path": "x"}], "tokenizer": "owner/name", "sequence_length": 8}
     )
-    assert named.external_inputs() == ("x",)
+    assert named.external_inputs() == ("x", "hub:owner/name")
 
 
 def test_a_missing_source_is_refused_by_its_own_key(corpus: Path, tmp_path: Path) -> None:

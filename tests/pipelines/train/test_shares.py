@@ -115,12 +115,12 @@ def test_attention_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
 def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
     corpus: Path, context: CheckContext, tmp_path: Path
 ) -> None:
-    from transformers import JambaConfig
+    from transformers import JambaConfig, JambaForCausalLM
 
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300, "num_experts": 1}
     sizes |= {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
-    JambaConfig(**sizes).save_pretrained(tmp_path / "jamba")
+    JambaForCausalLM(JambaConfig(**sizes)).save_pretrained(tmp_path / "jamba")
     stage = stage_of(
         corpus, workers=2, context_parallel=2, model=str(tmp_path / "jamba"), attention={"kind": "full"}
     )
@@ -131,10 +131,10 @@ def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
 def test_models_of_attention_alone_may_share_rows(
     corpus: Path, context: CheckContext, tmp_path: Path
 ) -> None:
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    LlamaConfig(**sizes, vocab_size=300).save_pretrained(tmp_path / "llama")
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=300)).save_pretrained(tmp_path / "llama")
     stage = stage_of(
         corpus, workers=2, context_parallel=2, model=str(tmp_path / "llama"), attention={"kind": "full"}
     )

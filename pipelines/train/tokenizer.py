@@ -1,0 +1,80 @@
+"""Whether model and data mean the same by a token; asked before anything runs, and when training starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.models import resolve_model
+from pipelines.prepare.shards import TokenizerEntry, read_manifest
+from pipelines.stage import CheckContext
+from pipelines.tokenizers import load_tokenizer, pinned, tokenizer_hash
+from pipelines.train.architecture import model_configuration
+
+if TYPE_CHECKING:
+    from pipelines.train.stage import TrainStage
+
+
+def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:
+    """Refuses data that was, or will be, tokenized otherwise than the model's tokenizer does it.
+
+    A model without a tokenizer takes the data's, as far as it has embeddings for it.
+
+    Raises:
+        InvalidKeyError: says which tokenizers differ, or how many words are too many.
+    """
+    if not isinstance(stage.model, str):
+        return
+    data = _tokenizer_of(stage.data, context)
+    own: str | None
+    if stage.model in context.earlier:  # which took that of its own data
+        own = _tokenizer_of(context.earlier[stage.model].stage.model_dump()["data"], context).reference
+    else:
+        own = resolve_model(stage.model, {}).tokenizer
+    try:
+        if data.sha256 == "":
+            data = _entry(data.reference)
+        refuse_other_tokenizer(own, stage.model, data, stage.data)
+    except EspanError as error:
+        raise InvalidKeyError("data", str(error)) from error
+    configuration = model_configuration(stage, context)
+    embedded = getattr(configuration, "vocab_size", None)
+    if embedded is not None and data.vocabulary_size > embedded:
+        raise InvalidKeyError(
+            "data",
+            f"its tokenizer, {data.reference}, has {data.vocabulary_size:,} words, but {stage.model} embeds "
+            f"only {embedded:,}; prepare it with the model's tokenizer",
+        )
+
+
+def refuse_other_tokenizer(own: str | None, model: str, data: TokenizerEntry, place: str) -> None:
+    """Refuses a model's `own` tokenizer if it makes other tokens of a text than the data's.
+
+    Raises:
+        EspanError: it does.
+    """
+    if own is None or pinned(own) == pinned(data.reference):
+        return
+    if tokenizer_hash(load_tokenizer(own)) != data.sha256:
+        raise EspanError(
+            f"{place} was tokenized with {data.reference}, and {model} has another tokenizer; prepare the "
+            f"data with tokenizer: {own}"
+        )
+
+
+def _tokenizer_of(data: str, context: CheckContext) -> TokenizerEntry:
+    """Returns what is known of the tokenizer of a prepare stage, which has no hash yet, or of shards."""
+    if data not in context.earlier:
+        return read_manifest(data).tokenizer
+    reference = context.earlier[data].stage.model_dump()["tokenizer"]
+    return TokenizerEntry(reference=reference, sha256="", vocabulary_size=0, eos_token_id=None)
+
+
+def _entry(reference: str) -> TokenizerEntry:
+    tokenizer = load_tokenizer(reference)
+    return TokenizerEntry(
+        reference=reference,
+        sha256=tokenizer_hash(tokenizer),
+        vocabulary_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+    )
