@@ -1,4 +1,4 @@
-"""Whether rows can be cut over `context_parallel` workers, and what to change where they cannot."""
+"""Whether the model takes the data's rows, whole or cut over `context_parallel` workers."""
 
 from __future__ import annotations
 
@@ -64,6 +64,31 @@ def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
             KEY,
             f"{ranks} workers cannot share {row} in equal numbers of {whole}; use {KEY}: "
             f"{_nearest(ranks, fitting)}, or rows of a multiple of {ranks * unit} tokens",
+        )
+
+
+def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -> None:
+    """Refuses an attention that the model does not take, and packed rows that a layer would run across.
+
+    Raises:
+        InvalidKeyError: names the architecture and the first such layer.
+    """
+    configuration = model_configuration(stage, context)
+    if configuration is None or configuration.model_type == "mamba2_hybrid":
+        return
+    from se_model.attach import packing_refusal
+
+    try:
+        model = skeleton(configuration, stage.attention.build(context.seed))
+    except ValueError as error:
+        raise InvalidKeyError("model", " ".join(str(error).split())) from error
+    # Layers that take a part of a row are told where its documents begin: `check_layers` asks for those.
+    packed = packing == "documents" and stage.context_parallel == 1
+    refusal = packing_refusal(model) if packed else None
+    if refusal is not None:
+        maker = f"stage '{stage.data}'" if stage.data in context.earlier else "the stage that prepared it"
+        raise InvalidKeyError(
+            "data", f"its rows are packed by document: {refusal}; set packing: concatenate in {maker}"
         )
 
 

@@ -19,7 +19,7 @@ from pipelines.train.config import DeepSpeed, HyLora, NewModel, Resources
 from pipelines.train.layout import Layout
 from pipelines.train.memory import local_training, model_sizes, worker_bytes
 from pipelines.train.schedule import Schedule
-from pipelines.train.shares import check_groups, check_layers, check_rows, row_tokens
+from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows, row_tokens
 from pipelines.train.tokenizer import check_tokenizer_of_data
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -137,6 +137,7 @@ class TrainStage(Stage):
             check_tokenizer_of_data(self, context)
         else:
             self._check_new_model()
+        check_architecture(self, rows.packing, context)
         check_layers(self, context)
         self._check_memory(length, context)
 

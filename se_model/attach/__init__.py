@@ -1,6 +1,15 @@
 """Any attention of this package in any transformers causal language model."""
 
 from se_model.attach.attachment import attach, attached, attention_layers, detach, set_step
+from se_model.attach.packing import packing_refusal
 from se_model.attach.parallel import check_parallel
 
-__all__ = ["attach", "attached", "attention_layers", "check_parallel", "detach", "set_step"]
+__all__ = [
+    "attach",
+    "attached",
+    "attention_layers",
+    "check_parallel",
+    "detach",
+    "packing_refusal",
+    "set_step",
+]

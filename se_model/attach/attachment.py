@@ -17,10 +17,10 @@ from se_model.attach.inputs import watch_inputs
 from se_model.attach.interface import INTERFACE_NAME, forward
 from se_model.attach.marks import MARK, Attachment, LayerMark
 from se_model.attach.mask import real_tokens_or_documents
+from se_model.attach.packing import packing_refusal
 from se_model.attach.state_space import let_mixers_shard, restore_mixers
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
-from se_model.recurrence import handles_packing, recurrent_layers
 
 # Where a model keeps the handle of the hook on its inputs.
 _WATCH = "_expansion_span_inputs"
@@ -64,8 +64,9 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     causal_lm.set_attn_implementation(INTERFACE_NAME)
     setattr(causal_lm, MARK, attachment)
     _stop_watching(causal_lm)
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, _packing_refusal(causal_lm)))
+    decoder, refusal = getattr(causal_lm, causal_lm.base_model_prefix), packing_refusal(causal_lm)
+    advice = None if refusal is None else f"{refusal}; give it one document per row"
+    setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, advice))
     let_mixers_shard(causal_lm, attachment)
     for ordinal, (name, layer) in enumerate(layers):
         if layer.config._attn_implementation != INTERFACE_NAME:
@@ -147,14 +148,3 @@ def _previous_implementations(causal_lm: PreTrainedModel) -> dict[str, Any]:
         return {"": config._attn_implementation} | {key: by_part(part) for key, part in parts.items()}
 
     return by_part(causal_lm.config)
-
-
-def _packing_refusal(causal_lm: PreTrainedModel) -> str | None:
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    leaking = [] if handles_packing(decoder) else recurrent_layers(decoder)
-    if not leaking:
-        return None
-    return (
-        f"{type(causal_lm).__name__} would carry state across packed documents in {len(leaking)} modules "
-        f"(first: {leaking[0]}); give it one document per row"
-    )

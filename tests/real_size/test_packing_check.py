@@ -1,0 +1,83 @@
+"""Rows packed by document are refused before anything runs where a layer would run across documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import RecipeError
+from pipelines.plan import plan_recipe
+from pipelines.tokenizers import load_tokenizer
+from tests.pipelines.train.conftest import write_corpus
+from tests.se_model.tiny_models import CONFIGS, tiny_model
+
+PREPARE = """
+  corpus:
+    prepare:
+      sources: [{{path: {folder}/text.txt}}]
+      tokenizer: builtin:tiny
+      sequence_length: 64
+      packing: {packing}
+"""
+TRAIN = """
+  tuned:
+    train:
+      data: {data}
+      model: {folder}/model
+      attention: {{kind: span, chunk_sizes: [32], block_size: 8, top_k: 2}}
+      hylora: {{rank: 4, alpha: 8}}
+      steps: 2
+      tokens_per_step: 128
+      learning_rate: 1.0e-3
+"""
+FIRST_LAYER = {"bamba": r"layers\.0\.mamba\S*", "qwen3_next": r"layers\.0\.linear_attn\S*"}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a recipe that tunes a tiny model of an architecture, whose words are those of the tokenizer."""
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over a lazy dog. " * 99)
+
+    def write_recipe(architecture: str, packing: str, data: str = "corpus") -> Path:
+        monkeypatch.setattr(CONFIGS[architecture], "vocab_size", len(load_tokenizer("builtin:tiny")))
+        tiny_model(architecture).save_pretrained(tmp_path / "model")
+        prepare = PREPARE.format(folder=tmp_path, packing=packing) if data == "corpus" else ""
+        path = tmp_path / "recipe.yaml"
+        head = f"name: packing\nworkspace: {tmp_path / 'run'}\nstages:"
+        path.write_text(head + prepare + TRAIN.format(folder=tmp_path, data=data))
+        return path
+
+    return write_recipe
+
+
+@pytest.mark.parametrize("architecture", list(FIRST_LAYER))
+def test_a_hybrid_that_runs_across_documents_is_refused_with_its_first_layer_and_the_key(
+    write: Write, architecture: str
+) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        plan_recipe(write(architecture, "documents"))
+    model_class = type(tiny_model(architecture)).__name__
+    assert refusal.match(
+        rf"tuned\.train\.data: its rows are packed by document: {model_class} would carry state .*"
+        rf"\(first: {FIRST_LAYER[architecture]}\); set packing: concatenate in stage 'corpus'"
+    )
+    assert len(refusal.value.problems) == 1
+
+
+def test_a_folder_of_shards_is_judged_by_its_manifest(write: Write, tmp_path: Path) -> None:
+    for packing in ("documents", "concatenate"):
+        write_corpus(tmp_path / packing, packing=packing)
+    with pytest.raises(RecipeError, match="set packing: concatenate in the stage that prepared it"):
+        plan_recipe(write("bamba", "", str(tmp_path / "documents")))
+    plan_recipe(write("bamba", "", str(tmp_path / "concatenate")))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "packing"),
+    [("bamba", "concatenate"), ("llama", "documents"), ("mamba2_hybrid", "documents")],
+)
+def test_what_the_architecture_takes_passes(write: Write, architecture: str, packing: str) -> None:
+    assert len(plan_recipe(write(architecture, packing)).stages) == 2
