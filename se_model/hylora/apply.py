@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from se_model.hylora.config import HyLoraConfig, Variant
 from se_model.hylora.coverage import coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, Part, parts
+from se_model.hylora.masters import hold_in_float32
 from se_model.hylora.shared import share_updates
 from se_model.loss import unwrap
 
@@ -29,6 +30,10 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
     that `save_pretrained` writes everything that changed and plain `PeftModel.from_pretrained` restores it.
     Convolutions over q, k and v inside attention layers are 1-D convolutions too, and train with
     `variant="hylora"`. An output head that is not tied to the embeddings stays frozen, as in LongLoRA.
+
+    In a bfloat16 or float16 model what trains is float32 (see `masters.py`), and so is what `save_pretrained`
+    writes. Merging rounds it to the model's dtype, and so does plain peft when it loads it (but for
+    `low_cpu_mem_usage=True`, after which the model cannot run).
 
     A weight that several layers share (Zamba2) gets one update for all of them: to merge such an adapter
     after loading it from a folder, load it with `load_adapter`.
@@ -68,6 +73,7 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
         ),
     )
     share_updates(peft_model)
+    hold_in_float32(peft_model)
     logger.info("%s trains:\n%s", config.variant, coverage(peft_model, config))
     return peft_model
 

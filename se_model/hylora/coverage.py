@@ -17,12 +17,15 @@ class KindCoverage:
         parameters, tensors: size of the bare model.
         trainable_parameters: numbers that receive gradients, low-rank updates included.
         trainable_tensors: tensors of the bare model that train in full or carry a low-rank update.
+        trainable_dtypes: names of the dtypes in which the model holds what trains. An optimizer that keeps
+            no float32 masters of its own rounds small updates of bfloat16 and float16 away.
     """
 
     parameters: int = 0
     trainable_parameters: int = 0
     tensors: int = 0
     trainable_tensors: int = 0
+    trainable_dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class Coverage:
         return sum(row.trainable_parameters for row in self.kinds.values())
 
     def __str__(self) -> str:
-        lines = [f"{'kind':<22} {'tensors':>13} {'trainable':>14} {'of':>14} {'percent':>8}"]
+        lines = [
+            f"{'kind':<22} {'trains in':<17} {'tensors':>13} {'trainable':>14} {'of':>14} {'percent':>8}"
+        ]
         for kind, row in self.kinds.items():
-            tensors = f"{row.trainable_tensors} of {row.tensors}"
-            lines.append(_line(kind, tensors, row.trainable_parameters, row.parameters))
-        lines.append(_line("all", "", self.trainable_parameters, self.parameters))
+            tensors, dtypes = f"{row.trainable_tensors} of {row.tensors}", ", ".join(row.trainable_dtypes)
+            lines.append(_line(kind, dtypes, tensors, row.trainable_parameters, row.parameters))
+        lines.append(_line("all", "", "", self.trainable_parameters, self.parameters))
         return "\n".join(lines)
 
 
@@ -59,6 +64,7 @@ def coverage(model: nn.Module, config: HyLoraConfig | None = None) -> Coverage:
     kinds: dict[Kind, KindCoverage] = defaultdict(KindCoverage)
     weights: dict[Kind, set[str]] = defaultdict(set)
     reached: dict[Kind, set[str]] = defaultdict(set)
+    dtypes: dict[Kind, set[str]] = defaultdict(set)
     counted: set[int] = set()
     for part in parts(model):
         for name, parameter in part.module.named_parameters(recurse=False):
@@ -74,8 +80,10 @@ def coverage(model: nn.Module, config: HyLoraConfig | None = None) -> Coverage:
             if parameter.requires_grad:
                 row.trainable_parameters += parameter.numel()
                 reached[part.kind].add(tensor)
+                dtypes[part.kind].add(str(parameter.dtype).removeprefix("torch."))
     for kind, row in kinds.items():
         row.trainable_tensors = len(reached[kind])
+        row.trainable_dtypes = tuple(sorted(dtypes[kind]))
     if not any(reached.values()):
         raise ValueError(
             "nothing trains: every parameter is frozen (a loaded adapter trains only with is_trainable=True)"
@@ -95,6 +103,6 @@ def _require_all(kind: Kind, weights: set[str], reached: set[str], config: HyLor
         )
 
 
-def _line(kind: str, tensors: str, trainable: int, parameters: int) -> str:
+def _line(kind: str, dtypes: str, tensors: str, trainable: int, parameters: int) -> str:
     percent = 100 * trainable / parameters if parameters else 0.0
-    return f"{kind:<22} {tensors:>13} {trainable:>14,} {parameters:>14,} {percent:>7.2f}%"
+    return f"{kind:<22} {dtypes:<17} {tensors:>13} {trainable:>14,} {parameters:>14,} {percent:>7.2f}%"

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.save_and_load import load_peft_weights
 from torch import nn
+
+from se_model.hylora.masters import hold_in_float32
 
 
 def share_updates(model: PeftModel) -> None:
@@ -35,7 +38,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, is_trainable: bool = F
     """`PeftModel.from_pretrained`, with one update for each shared weight, as it was trained.
 
     Plain peft loads the same adapters and gives the same logits; but where weights are shared (Zamba2), its
-    `merge_and_unload` adds the update once per use. What this returns merges rightly.
+    `merge_and_unload` adds the update once per use. What this returns merges rightly; with `is_trainable` it
+    goes on training in float32, from the very numbers that were saved.
 
     Raises:
         ValueError: if the adapter has different updates for uses of one weight.
@@ -48,6 +52,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, is_trainable: bool = F
                 "apply_hylora, and cannot be merged"
             )
     share_updates(adapter)
+    if is_trainable:
+        # peft rounded what it loaded to the model's dtype; what trains goes on from what was saved.
+        hold_in_float32(adapter)
+        set_peft_model_state_dict(adapter, load_peft_weights(str(folder), device="cpu"))
     return adapter
 
 

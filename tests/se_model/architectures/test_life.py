@@ -5,43 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from se_model.attach import attach, detach
 from se_model.hylora import apply_hylora, coverage
-from se_model.loss import causal_lm_loss
+from tests.se_model.architectures.life import generated, kept, train
 from tests.se_model.architectures.probes import LENGTH, SPAN, hylora_config, logits, random_tokens
 from tests.se_model.tiny_models import ARCHITECTURES, tiny_model
 from tests.tolerances import EXACT
-
-
-def train(model: PeftModel, steps: int) -> dict[str, bool]:
-    """Steps of training. Says of each trainable parameter whether it ever had a gradient."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    reached = dict.fromkeys(trainable, False)
-    optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2, weight_decay=0.0)
-    model.train()
-    for _ in range(steps):
-        loss, count = causal_lm_loss(model, random_tokens(4, LENGTH))
-        (loss / count).backward()
-        for name, parameter in trainable.items():
-            reached[name] |= parameter.grad is not None and bool(parameter.grad.any())
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    return reached
-
-
-def generated(model: PeftModel) -> list[list[int]]:
-    prompts = random_tokens(2, 13)
-    mask = torch.ones_like(prompts)
-    prompts[0, :4], mask[0, :4] = 0, 0
-    arguments = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    return model.generate(input_ids=prompts, attention_mask=mask, **arguments)[:, 13:].tolist()
-
-
-def kept(model: PeftModel, *, trainable: bool) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad is trainable}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
