@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import jobs
+from pipelines.disk import write_problem
 from pipelines.errors import EspanError, InterruptedRunError, RecipeError
 from pipelines.registry import declare
 
@@ -132,6 +134,7 @@ def duration(seconds: float) -> str:
 
 def main() -> None:
     """Runs the command line: one line on stderr and an exit code other than 0 when it fails."""
+    _write_any_text()
     try:
         app()
     except RecipeError as error:
@@ -141,12 +144,19 @@ def main() -> None:
     except EspanError as error:
         _fail(error, FAILED)
     except OSError as error:
-        _fail(EspanError(f"{type(error).__name__}: {error}"), FAILED)
+        _fail(EspanError(write_problem(error, None) or f"{type(error).__name__}: {error}"), FAILED)
     except Exception as error:
         if "ESPAN_TRACEBACK" in os.environ:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
         _fail(EspanError(f"unexpected {what}; ESPAN_TRACEBACK=1 shows where"), FAILED)
+
+
+def _write_any_text() -> None:
+    """Shows what a terminal's encoding (`LC_ALL=C`, say) lacks as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: EspanError, code: int) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from cluster.tokens import HOW_TO_GIVE_A_TOKEN, Token, find_token
 from pipelines.errors import EspanError
+from pipelines.surroundings import proxy_for, reach_loopback_directly
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -50,6 +52,7 @@ def connect(address: str | None = None, token_path: Path | None = None) -> JobSu
     for name in _TALKATIVE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     url = head_address(address)
+    reach_loopback_directly(url)
     token = find_token(token_path)
     wants_token = _wants_token(url)
     if wants_token and token is None:
@@ -78,7 +81,7 @@ def explained(url: str, token: Token | None = None) -> Iterator[None]:
         ) from error
     except (requests.exceptions.RequestException, ConnectionError) as error:
         raise EspanError(
-            f"the Ray head at {url} does not answer ({type(error).__name__}); is it still up?"
+            f"the Ray head at {url} does not answer ({type(error).__name__}){_through(url)}; is it still up?"
         ) from error
     except RuntimeError as error:
         raise EspanError(f"the Ray head at {url} refused: {_last_line(str(error))}") from error
@@ -92,14 +95,23 @@ def _wants_token(url: str) -> bool:
         mode = answer.json()["authentication_mode"]
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         raise EspanError(
-            f"no Ray head answers at {url} ({type(error).__name__}); "
+            f"no Ray head answers at {url} ({type(error).__name__}){_through(url)}; "
             "check --address, and that it was started with --head"
         ) from error
     except (requests.exceptions.RequestException, ValueError, KeyError, TypeError) as error:
         raise EspanError(
-            f"what answers at {url} is not a Ray dashboard (2.52 or later); check --address"
+            f"what answers at {url}{_through(url)} is not a Ray dashboard (2.52 or later); check --address"
         ) from error
     return bool(mode == "token")
+
+
+def _through(url: str) -> str:
+    """Returns which proxy stands between here and `url`, for a message; empty where there is none."""
+    variable = proxy_for(url)
+    if variable is None:
+        return ""
+    host = urlsplit(url).hostname
+    return f" through the proxy that {variable} names (to reach it directly, add {host} to no_proxy)"
 
 
 @contextmanager

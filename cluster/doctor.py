@@ -14,10 +14,19 @@ from pathlib import Path
 
 from pipelines.cluster_session import address_problem
 from pipelines.machine import GIB, available_memory, bytes_text, cpu_count, free_disk, total_memory
+from pipelines.surroundings import (
+    leftovers,
+    open_file_limit,
+    proxy_variable,
+    ray_switches,
+    temporary_folder,
+    temporary_folder_problem,
+)
 
 OLDEST_PYTHON = (3, 11)
 MEMORY_WANTED = 6 * GIB
 DISK_WANTED = 5 * GIB
+FILES_WANTED, LEAST_FILES = 4096, 512
 _CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 
 
@@ -44,8 +53,13 @@ def examine(folder: Path) -> list[Check]:
         memory(),
         disk(folder),
         shared_memory(),
+        temporary_files(),
+        open_files(),
         ports(),
+        proxies(),
+        launchers(),
         ray_cluster(os.environ.get("RAY_ADDRESS")),
+        ray_variables(),
         gpu(),
         tool("compiler", "g++", "only needed for CPU offload and the optional kernels"),
         tool("terraform", "terraform", "only needed to build a cluster from infra/"),
@@ -112,6 +126,49 @@ def shared_memory() -> Check:
     size = shutil.disk_usage(shared).total
     advice = "" if size >= GIB else "Ray's objects go to disk; start the container with --shm-size=2g"
     return Check("shm", bytes_text(size), False, advice)
+
+
+def temporary_files() -> Check:
+    """Whether Ray can keep its files, and sockets of long names, where it would."""
+    folder, variable = temporary_folder()
+    if problem := temporary_folder_problem():
+        return Check("tmp", problem, True)
+    return Check("tmp", folder if variable == folder else f"{folder} ({variable})")
+
+
+def open_files() -> Check:
+    """Whether a process may open as many files as Ray does."""
+    limit = open_file_limit()
+    if limit is None:
+        return Check("files", "no limit on open files")
+    advice = "" if limit >= FILES_WANTED else f"Ray wants {FILES_WANTED:,}; raise it with `ulimit -n`"
+    return Check("files", f"{limit:,} may be open", limit < LEAST_FILES, advice)
+
+
+def proxies() -> Check:
+    """Which variables name proxies."""
+    named = sorted({name for scheme in ("http", "https") if (name := proxy_variable(scheme))})
+    if not named:
+        return Check("proxy", "none")
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "nothing"
+    found = f"{' and '.join(named)} set; no_proxy exempts {exempt}"
+    return Check("proxy", found, False, "this machine itself is reached directly all the same")
+
+
+def launchers() -> Check:
+    """What mpirun, srun, torchrun or accelerate left in the environment."""
+    found = leftovers()
+    if not found:
+        return Check("launchers", "no leftovers")
+    return Check("launchers", f"{', '.join(found)} set", False, "runs do as if they were not")
+
+
+def ray_variables() -> Check:
+    """Which variables change how Ray works."""
+    found = ", ".join(name for name in ray_switches() if name != "RAY_ADDRESS")  # their values may be secret
+    if os.environ.get("RAY_TRAIN_V2_ENABLED", "1") != "1":
+        return Check("ray switches", f"{found} set", False, "runs set RAY_TRAIN_V2_ENABLED to 1")
+    return Check("ray switches", f"{found} set" if found else "none")
 
 
 def ports() -> Check:

@@ -15,9 +15,27 @@ from urllib.parse import urlsplit
 
 from pipelines.errors import EspanError
 from pipelines.machine import GIB, available_memory, bytes_text, cpu_count
+from pipelines.surroundings import (
+    forget_launchers,
+    raise_file_limit,
+    ray_switches,
+    reach_loopback_directly,
+    temporary_folder_problem,
+)
 
 LEAST_MEMORY = 1 * GIB
 """A local Ray head with one idle worker takes about this much; with less it dies later and less clearly."""
+
+_SET_HERE = frozenset(
+    {
+        *("RAY_AUTH_MODE", "RAY_TRAIN_V2_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT"),
+        *("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_maximum_startup_concurrency"),
+        *("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"),
+    }
+)
+
+OWN = "local"
+"""The address that stands for a cluster of this process's own."""
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job supervisor in the entrypoint's environment
 
@@ -76,7 +94,7 @@ def ray_session() -> RaySession:
     global _session
     if _session is not None:
         return _session
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else None)
+    address = os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else OWN)
     _set_environment()
     import ray
 
@@ -87,8 +105,8 @@ def ray_session() -> RaySession:
         logging.getLogger("ray").setLevel(logging.ERROR)  # while it starts, the exception says it in one line
     resources = ray.cluster_resources()
     _session = RaySession(
-        address=ray.get_runtime_context().gcs_address if was_connected or address else "local",
-        started_here=not was_connected and address is None,
+        address=ray.get_runtime_context().gcs_address if was_connected or address != OWN else OWN,
+        started_here=not was_connected and address == OWN,
         cpus=int(resources.get("CPU", 0)),
         gpus=int(resources.get("GPU", 0)),
     )
@@ -111,11 +129,15 @@ def _set_environment() -> None:
     """Sets what Ray reads from the environment, before Ray is imported; what the user set stays.
 
     The authentication mode is always set: unset, a local Ray may leave a token behind in the home folder, and
-    clusters started later would ask for it.
+    clusters started later would ask for it. The version of Ray Train is not the user's to choose: there is
+    no training without the second.
     """
+    forget_launchers()
+    reach_loopback_directly()
+    raise_file_limit()
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A training brings half a dozen actors that use no CPU; with as many processes as a small machine has
     # cores, Ray warns of them.
@@ -123,11 +145,16 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _connect(address: str | None) -> None:
+def _switches_of_the_user() -> list[str]:
+    """Returns Ray's variables that are set and not set here."""
+    return [name for name in ray_switches() if name not in _SET_HERE]
+
+
+def _connect(address: str) -> None:
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": True}
-    if address is not None:
+    if address != OWN:
         problem = address_problem(address)
         try:
             if problem is None:
@@ -144,11 +171,15 @@ def _connect(address: str | None) -> None:
             f"too little memory to start Ray: {bytes_text(free)} free, {bytes_text(LEAST_MEMORY)} needed; "
             "close other programs or use a larger machine"
         )
+    if problem := temporary_folder_problem():
+        raise EspanError(f"Ray cannot start: {problem}")
+    switches = _switches_of_the_user()
     try:
         _start(quiet)
     except Exception as error:
         what = f"Ray did not start on this machine: {_first_line(error)}"
-        raise EspanError(f"{what}; `espan doctor` checks ports, memory and disk") from error
+        named = f"; unset what is not meant for it: {', '.join(switches)}" if switches else ""
+        raise EspanError(f"{what}{named}; `espan doctor` checks ports, memory and disk") from error
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -156,7 +187,8 @@ def _start(options: dict[str, Any]) -> None:
 
     for attempts_left in (1, 0):
         try:
-            ray.init(num_cpus=cpu_count(), include_dashboard=False, **options)
+            # By its address: without one Ray joins any head announced in its folder for temporary files.
+            ray.init(address=OWN, num_cpus=cpu_count(), include_dashboard=False, **options)
         except Exception as error:
             ray.shutdown()
             # Ray gives itself 30 s; a busy machine may need longer, and less when the files are cached.
@@ -172,7 +204,7 @@ def _signal_handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield

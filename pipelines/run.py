@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.cluster_session import close_ray_session
+from pipelines.disk import write_problem
 from pipelines.errors import EspanError, InterruptedRunError
 from pipelines.lineage import FINISHED, STARTED, FileHashes, finished_record, started_record
 from pipelines.lock import WorkspaceLock, workspace_lock
@@ -158,6 +159,8 @@ def _failure(name: str, output: str, error: Exception) -> EspanError:
     cause = getattr(error, "cause", None) or error  # Ray wraps what a remote task raised
     if isinstance(cause, EspanError):
         return EspanError(f"stage '{name}': {one_line(str(cause))}")
+    if problem := write_problem(error, output):
+        return EspanError(f"stage '{name}': {one_line(problem)}")
     place = storage.join(output, FAILURE)
     storage.write_text_atomic(place, "".join(traceback.format_exception(error)))
     lines = str(cause).strip().splitlines() or [""]

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM end a run the same way: the work stops, Ray is shut down, the lock is let go."""
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) end a run the same way: the work stops, Ray is shut down,
+the lock is let go."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(BaseException):
@@ -24,9 +27,11 @@ class StopRequested(BaseException):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into `StopRequested`; the second ends the process at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into `StopRequested`; the second ends the process at once.
 
-    Inside the body both raise `KeyboardInterrupt`, the only exception from a signal handler that Ray's
+    A signal that is ignored stays ignored: that is how `nohup` asks to go on without a terminal.
+
+    Inside the body all raise `KeyboardInterrupt`, the only exception from a signal handler that Ray's
     waiting calls let through (ray 2.60, `_raylet.pyx: check_signals`); after others they wait on. Ray takes
     SIGINT over while it trains and then ends in `SystemExit`, which becomes `StopRequested` too. Outside the
     main thread signals are left alone.
@@ -34,8 +39,8 @@ def stop_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -51,5 +56,5 @@ def stop_signals() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise StopRequested(received[0] if received else signal.SIGINT) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, before[number])

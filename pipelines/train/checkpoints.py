@@ -106,7 +106,7 @@ class CheckpointStore:
         """
         place = storage.join(self.place, checkpoint_name(state.step))
         remote = storage.is_remote(place)
-        folder = _scratch_folder(place) if remote else storage.local_path(place)
+        folder = Path(self.written_to(state.step))
         if group.first_here if remote else group.first:
             # What an interrupted attempt left here was never committed.
             shutil.rmtree(folder, ignore_errors=True)
@@ -126,6 +126,17 @@ class CheckpointStore:
             _commit(place)
         group.barrier()
         return place
+
+    def written_to(self, step: int) -> str:
+        """Returns the local folder that workers write a step's checkpoint to, or first write it to."""
+        place = storage.join(self.place, checkpoint_name(step))
+        return str(_scratch_folder(place) if storage.is_remote(place) else storage.local_path(place))
+
+    def remove_unfinished(self) -> None:
+        """Removes what was never committed; no worker may be writing."""
+        for name in self._names():
+            if not storage.exists(storage.join(self.place, name, COMMITTED)):
+                _remove(storage.join(self.place, name))
 
     def prune(self, keep: int) -> None:
         """Removes all but the newest `keep` committed checkpoints, and what was never committed."""

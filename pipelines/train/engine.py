@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default. Buffers of this size are allocated whole, so small models get smaller ones."""
 
+_STATE_BYTES = 3 * 4
+
 
 class LossModel(nn.Module):
     """A causal language model whose forward is its loss: ZeRO-3's hooks need one forward per micro-batch."""
@@ -124,6 +126,18 @@ class Engine:
         )
         if self._adapter:
             self.save_model(folder / ADAPTER_FOLDER)
+
+    def checkpoint_bytes(self) -> int:
+        """Returns about how much `save` writes, over all workers.
+
+        Three float32 numbers for each that trains (its master copy and AdamW's two means), and the trained
+        weights themselves, twice where they are an adapter.
+        """
+        trainable = [each for each in self._engine.module.parameters() if each.requires_grad]
+        # Under ZeRO-3 a parameter holds its share alone; `ds_numel` is all of it.
+        elements = [int(getattr(each, "ds_numel", each.numel())) for each in trainable]
+        weights = sum(count * each.element_size() for count, each in zip(elements, trainable, strict=True))
+        return sum(elements) * _STATE_BYTES + weights * (2 if self._adapter else 1)
 
     def load(self, folder: Path, tag: str = ENGINE_FOLDER) -> None:
         """Takes up the state that `save` wrote, or its universal form in `folder/tag`; every worker calls it.

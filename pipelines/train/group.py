@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import EspanError
+from pipelines.train.failures import final_failure, restart_mends
 from pipelines.train.layout import Layout
 
 if TYPE_CHECKING:
@@ -68,17 +69,29 @@ class Group:
 
         Raises:
             EspanError: the first failing worker's.
+            ConnectionError: the first failing worker lost a connection.
+            Exception: whatever else this worker's `action` raised.
         """
-        result, problem = None, None
+        result: Result | None = None
+        raised: Exception | None = None
         try:
             result = action()
-        except EspanError as error:
-            problem = str(error)
-        problems = [each for each in self.gather(problem) if each is not None]
-        if problems:
-            raise EspanError(problems[0])
+        except Exception as error:
+            raised = error
+        told = [each for each in self.gather(_told(raised)) if each is not None]
+        if raised is not None and not isinstance(raised, EspanError):
+            raise raised
+        if told:
+            raise told[0] from raised
         # Some worker failed unless all of them have a result.
         return result  # type: ignore[return-value]
+
+
+def _told(error: Exception | None) -> Exception | None:
+    """Returns what the other workers raise for a failure of this one; some exceptions cannot travel."""
+    if error is None:
+        return None
+    return ConnectionError(str(error)) if restart_mends(error) else final_failure(error)
 
 
 @contextmanager

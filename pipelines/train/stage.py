@@ -60,6 +60,8 @@ class TrainStage(Stage):
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep_checkpoints: how many stay.
         max_failures: how often training restarts from a checkpoint after a worker was lost.
+        max_preemptions: how often it does after a node was taken away with notice (a drained spot machine),
+            counted apart; null for no limit.
         log_every: steps between records of the metrics.
         resources: of one worker.
     """
@@ -71,6 +73,7 @@ class TrainStage(Stage):
             "checkpoint_every",
             "keep_checkpoints",
             "max_failures",
+            "max_preemptions",
             "log_every",
             "resources",
         }
@@ -96,6 +99,7 @@ class TrainStage(Stage):
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
     max_failures: NonNegativeInt = 3
+    max_preemptions: NonNegativeInt | None = None
     log_every: PositiveInt = 1
     resources: Resources = Resources()
 

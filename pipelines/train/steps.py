@@ -104,17 +104,23 @@ class Steps:
         }
 
     def _micro_batch(self, batch: MicroBatch, targets: int) -> torch.Tensor:
-        """Adds one micro-batch's gradients; returns the summed loss of what this worker holds of it, `[]`."""
+        """Adds one micro-batch's gradients; returns the summed loss of what this worker holds of it, `[]`.
+
+        Raises:
+            EspanError: the model does not take the micro-batch (packed documents, say).
+        """
         data = model_input(self.corpus, batch, self.packed)
         set_step(self.engine.model, batch.number)
         place = self.layout.place_of(self.group.rank)
         torch.manual_seed(dropout_seed(self.seed, batch.number, place))
         device = self.group.device
-        loss_sum = self.engine.loss_sum(
-            data.input_ids.to(device),
-            None if data.cu_seqlens is None else data.cu_seqlens.to(device),
-            self._shard(data),
-        )
+        cu_seqlens = None if data.cu_seqlens is None else data.cu_seqlens.to(device)
+        try:
+            loss_sum = self.engine.loss_sum(data.input_ids.to(device), cu_seqlens, self._shard(data))
+        except ValueError as error:
+            # How models and attentions say that they do not take what they are given.
+            refusal = " ".join(str(error).split())
+            raise EspanError(f"the model refuses micro-batch {batch.number}: {refusal}") from error
         self.engine.backward(loss_sum, targets)
         return loss_sum.detach()
 

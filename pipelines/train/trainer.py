@@ -17,6 +17,8 @@ from pipelines.cluster_session import RaySession, ray_session
 from pipelines.errors import EspanError
 from pipelines.models import write_model_file
 from pipelines.stage import Context
+from pipelines.train.checkpoints import CheckpointStore
+from pipelines.train.failures import FinalFailure
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.live import EventQueue, LiveProgress
 from pipelines.train.stage import TrainStage
@@ -47,10 +49,12 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
     live = LiveProgress(context.progress, context.name, stage.steps)
     try:
         outcome = run_workers(job, workers, live)
+    except EspanError:
+        # A disk may be full of it; the next run would write it anew.
+        CheckpointStore(job.checkpoints).remove_unfinished()
+        raise
     finally:
         live.close()
-    if "error" in outcome:
-        raise EspanError(outcome["error"])
     if outcome["steps"] != stage.steps:
         raise EspanError(f"training ended after {outcome['steps']} of {stage.steps} steps")
     write_model_file(context.output, job.result())
@@ -82,13 +86,14 @@ def run_workers(job: TrainJob, resources: Mapping[str, float], live: LiveProgres
     """Trains on Ray Train workers and returns what the first of them says in the end.
 
     Raises:
-        EspanError: workers were lost, or failed, more often than `max_failures`.
+        EspanError: workers were lost more often than `max_failures`, or failed as they would again.
     """
     import ray
     from ray.exceptions import RayError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipelines.train.restarts import EndAtOnce, failure_config
     from pipelines.train.worker import train_loop_per_worker
 
     events = ray.remote(num_cpus=0)(EventQueue).remote()
@@ -104,7 +109,8 @@ def run_workers(job: TrainJob, resources: Mapping[str, float], live: LiveProgres
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=job.stage.max_failures),
+                failure_config=failure_config(job.stage.max_failures, job.stage.max_preemptions),
+                callbacks=[EndAtOnce()],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -143,14 +149,23 @@ def _fit(trainer: Any, events: Any, live: LiveProgress) -> Result:
 
 def _failure(error: Exception, output: str) -> EspanError:
     """Turns what Ray Train raises, a report of many lines, into one line, and keeps the report in a file."""
+    final = getattr(error, "controller_failure", None)
+    if isinstance(final, FinalFailure):
+        return EspanError(final.line + (_kept(final.report, output) if final.report else ""))
     text = str(error)
-    place = storage.join(output, FAILURE_FILE)
-    storage.write_text_atomic(place, text)
     # The report ends with the traceback of a worker, and that with what happened.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return EspanError(
-        f"training failed: {lines[-1] if lines else type(error).__name__}; the whole report is in {place}"
-    )
+    return EspanError(f"training failed: {lines[-1] if lines else type(error).__name__}{_kept(text, output)}")
+
+
+def _kept(report: str, output: str) -> str:
+    """Writes the report, and returns where it is for the end of a line."""
+    place = storage.join(output, FAILURE_FILE)
+    try:
+        storage.write_text_atomic(place, report)
+    except OSError as error:  # a full disk, which may be what the report is about
+        return f"; the report could not be written ({error})"
+    return f"; the whole report is in {place}"
 
 
 @contextmanager

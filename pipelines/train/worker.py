@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from pipelines import storage
-from pipelines.errors import EspanError
+from pipelines.disk import explained_writes
 from pipelines.prepare.shards import ShardReader
+from pipelines.surroundings import forget_launchers
 from pipelines.tokenizers import load_tokenizer
 from pipelines.train.batches import BatchPlan, RowOrder
 from pipelines.train.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.engine import Engine
+from pipelines.train.failures import final_failure, restart_mends
 from pipelines.train.group import Group, context_group, ray_train_group
 from pipelines.train.job import MODEL_FOLDER, TrainJob
 from pipelines.train.layout import Layout
@@ -34,9 +36,13 @@ Tell = Callable[[Mapping[str, Any]], None]
 def train_loop_per_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Ray Train's entry point: `config` holds a `TrainJob` and the handle of an `EventQueue` actor.
 
-    Returns the first worker's summary, or `{"error": text}` for what a restart would not mend: an exception
-    makes Ray Train restart all workers.
+    Returns the first worker's summary.
+
+    Raises:
+        FinalFailure: what a restart of the workers would not mend. One worker's is enough: Ray Train ends the
+            others, which may wait for it in an exchange.
     """
+    forget_launchers(in_worker=True)
     group = ray_train_group()
     events = config["events"]
 
@@ -44,17 +50,21 @@ def train_loop_per_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         if group.first:
             events.put.remote(dict(event))
 
+    job: TrainJob = config["job"]
     try:
-        return train(config["job"], group, tell)
-    except EspanError as error:
-        return {"error": str(error)}
+        return train(job, group, tell)
+    except Exception as error:
+        if restart_mends(error):
+            raise
+        raise final_failure(error, job.output) from error
 
 
 def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
     """Trains `job` on the workers of `group`, all of which call this, and returns a summary.
 
     Raises:
-        EspanError: on every worker alike, for what would happen again after a restart.
+        EspanError: what would happen again after a restart; on every worker alike where one could have told
+            the others.
     """
     stage = job.stage
     _use_cores(stage.resources.cpus)
@@ -86,7 +96,8 @@ def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
             if step == stage.steps or step % stage.checkpoint_every == 0:
                 if metrics:
                     metrics.publish()
-                store.save(_state(job, plan, group, step), engine.save, group)
+                with explained_writes(store.written_to(step), engine.checkpoint_bytes()):
+                    store.save(_state(job, plan, group, step), engine.save, group)
                 if group.first:
                     store.prune(stage.keep_checkpoints)
         _leave_model(job, group, engine)
@@ -130,11 +141,15 @@ def _state(job: TrainJob, plan: BatchPlan, group: Group, step: int) -> TrainStat
 
 def _leave_model(job: TrainJob, group: Group, engine: Engine) -> None:
     """Writes the trained model or adapter, and the tokenizer, below the stage's folder."""
+    place = storage.join(job.output, MODEL_FOLDER)
     with tempfile.TemporaryDirectory(prefix="espan-model-") as scratch:
-        engine.save_model(Path(scratch))
+        with explained_writes(scratch):
+            engine.save_model(Path(scratch))
         if group.first:
-            load_tokenizer(job.tokenizer).save_pretrained(scratch)
-            storage.upload_folder(scratch, storage.join(job.output, MODEL_FOLDER))
+            with explained_writes(scratch):
+                load_tokenizer(job.tokenizer).save_pretrained(scratch)
+            with explained_writes(place):
+                storage.upload_folder(scratch, place)
     group.barrier()
 
 
