@@ -37,8 +37,9 @@ def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:
         refuse_other_tokenizer(own, stage.model, data, stage.data)
     except EspanError as error:
         raise InvalidKeyError("data", str(error)) from error
-    configuration = model_configuration(stage, context)
-    embedded = getattr(configuration, "vocab_size", None)
+    if stage.model in context.earlier:
+        return  # its embeddings are those of its own data's tokenizer
+    embedded = getattr(model_configuration(stage, context), "vocab_size", None)
     if embedded is not None and data.vocabulary_size > embedded:
         raise InvalidKeyError(
             "data",
