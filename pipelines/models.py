@@ -195,11 +195,14 @@ def external_files(reference: str) -> tuple[str, ...]:
     return (own, *(place for part in parts for place in external_files(str(part))))
 
 
-def model_in_words(source: ModelSource) -> str:
-    """Returns what `espan plan` says of a model: where it comes from, a hub name with its commit."""
-    parts = [part for part in (source.base, source.adapter) if part]
-    cached = [part for part in parts if not is_place(part) and hub.cached_folder(part) is not None]
-    return source.name + (" (from the local cache)" if cached else "")
+def plan_of_model(reference: str, context: CheckContext) -> dict[str, str]:
+    """Returns what `espan plan` says of a model: a stage, or its place, with a hub name's commit."""
+    if reference in context.earlier:
+        return {"model": f"what stage '{reference}' trains"}
+    source = resolve_model(reference, {})
+    parts = [part for part in (source.base, source.adapter) if part and hub.is_hub_name(part)]
+    cached = any(not is_place(part) and hub.cached_folder(part) is not None for part in parts)
+    return {"model": source.name + (" (from the local cache)" if cached else "")}
 
 
 def _check_source(key: str, reference: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from pipelines import storage, tokenizers
 from pipelines.attention import Attention, FullSection
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models import check_model, external_files, resolve_model
+from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
 from pipelines.prepare.shards import MANIFEST, holdout_folder, read_manifest
 from pipelines.stage import CheckContext, Context, Section, Stage
@@ -154,12 +154,13 @@ class EvaluateStage(Stage):
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
         """How many tokens go through the model, by what is measured."""
-        plan: dict[str, str] = {}
+        plan = plan_of_model(self.model, context)
         if self.recall:
             tasks, lengths, samples = len(self.recall.tasks), self.recall.lengths, self.recall.samples
             tokens = tasks * samples * sum(lengths)
             plan["recall"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
-            plan["tokenizer"] = self.recall_tokenizer(context) or f"that of stage '{self.model}'"
+            found = self.recall_tokenizer(context)
+            plan["tokenizer"] = tokenizers.pinned(found) if found else f"that of stage '{self.model}'"
         if self.perplexity:
             lengths, rows = self.perplexity.lengths, self.perplexity.rows
             plan["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipelines.errors import InvalidKeyError
-from pipelines.models import check_model, external_files
+from pipelines.models import check_model, external_files, plan_of_model
 from pipelines.stage import CheckContext, Context, Stage
 
 Form = Literal["merged", "adapter"]
@@ -54,8 +54,10 @@ class ExportStage(Stage):
             context.require_stage_or_path(f"scores.{index}", name, kinds=("evaluate",))
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
-        """What is written."""
-        return {"writes": ", ".join(f"{context.output}/{form}" for form in self.forms)}
+        """What is written, and of which model."""
+        return plan_of_model(self.model, context) | {
+            "writes": ", ".join(f"{context.output}/{form}" for form in self.forms)
+        }
 
 
 def run(stage: ExportStage, context: Context) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from pipelines.machine import bytes_text
 from pipelines.prepare.shards import Packing
 from pipelines.prepare.sources import NeedlesSource, PathSource, Source, file_size
 from pipelines.stage import CheckContext, Context, Stage
-from pipelines.tokenizers import check_tokenizer, external_files
+from pipelines.tokenizers import check_tokenizer, external_files, pinned
 
 LARGEST_SHARD = 1 << 28
 """Tokens; a worker holds a shard about three times while it writes it."""
@@ -105,7 +105,9 @@ class PrepareStage(Stage):
         text_bytes = self._text_bytes()
         tokens = self._tokens(text_bytes)
         rows, kept = tokens // self.sequence_length, tokens * _TOKEN_BYTES
+        tokenizer = pinned(self.tokenizer)
         return {
+            **({} if tokenizer == self.tokenizer else {"tokenizer": tokenizer}),
             "corpus": f"about {tokens:,} tokens, from files of {bytes_text(text_bytes)}",
             "shapes": f"about {rows:,} rows of {self.sequence_length:,} tokens, {self.shard_rows:,} a shard",
             "disk": f"about {bytes_text(kept)}, and as much again while it runs",

@@ -11,7 +11,7 @@ from pipelines import storage
 from pipelines.attention import Attention
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.machine import bytes_text, total_memory
-from pipelines.models import check_model, external_files, model_in_words, resolve_model
+from pipelines.models import check_model, external_files, plan_of_model
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
 from pipelines.train.architecture import model_configuration
@@ -156,7 +156,7 @@ class TrainStage(Stage):
         needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
         dealt = f"{groups} workers" if self.context_parallel == 1 else _groups_text(groups)
         return {
-            "model": self._model_in_words(context),
+            **(plan_of_model(self.model, context) if isinstance(self.model, str) else {"model": "new"}),
             "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
@@ -209,13 +209,6 @@ class TrainStage(Stage):
             f"{share.own_tokens:,} of {share.tokens:,} tokens a rank",
             "exchange": exchange,
         }
-
-    def _model_in_words(self, context: CheckContext) -> str:
-        if not isinstance(self.model, str):
-            return "new, from random weights"
-        if self.model in context.earlier:
-            return f"what stage '{self.model}' trains"
-        return model_in_words(resolve_model(self.model, {}))
 
     def _rows(self, context: CheckContext) -> _Rows:
         earlier = context.require_stage_or_path("data", self.data, kinds=("prepare",))

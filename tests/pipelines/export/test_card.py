@@ -34,6 +34,15 @@ def test_the_front_matter_names_library_and_base(
     assert matter["base_model"] == "state-spaces/mamba2attn-2.7b"
 
 
+def test_a_base_at_a_commit_is_named_and_loaded_at_that_commit(
+    make_stage: MakeStage, make_context: MakeContext
+) -> None:
+    base = replace(HUB, base="state-spaces/mamba2attn-2.7b@" + "0" * 40)
+    card = model_card("adapter", base, make_stage(), make_context(), CHECK)
+    assert front_matter(card)["base_model"] == "state-spaces/mamba2attn-2.7b"
+    assert f'.from_pretrained("state-spaces/mamba2attn-2.7b", revision="{"0" * 40}")' in card
+
+
 @pytest.mark.parametrize("place", ["builtin:tiny", "/data/base", "s3://bucket/base"])
 def test_a_base_that_is_not_on_the_hub_is_not_named_as_if_it_were(
     place: str, make_stage: MakeStage, make_context: MakeContext
