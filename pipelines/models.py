@@ -259,6 +259,9 @@ def _read_model_file(folder: str) -> ModelSource:
     content = storage.read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EspanError(f"{path}: not of format {FORMAT}")
+    for key in ("base", "adapter", "tokenizer"):
+        if not isinstance(content.get(key), str | None):
+            raise EspanError(f"{path}: {key} is no place, but {content[key]!r}")
     base, adapter, tokenizer = (_beside(folder, content.get(key)) for key in ("base", "adapter", "tokenizer"))
     if base is None:
         raise EspanError(f"{path}: names no base model")

@@ -6,10 +6,12 @@ Local folders and object stores are read alike; of a weight file only its header
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import IO, Any, cast
 
 from pipelines import storage
@@ -37,6 +39,7 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
 _LARGEST_HEADER = 100_000_000  # safetensors reads no longer one
 _LARGEST_PARSED = 1 << 24  # bytes of a JSON file; larger ones are vocabularies
@@ -108,7 +111,12 @@ class ModelFiles:
         head = self.read(name, 0, 256)
         if head.startswith(_POINTER):
             raise self.error(name, "is a Git LFS pointer; fetch the file with `git lfs pull`")
-        if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        if (
+            head.removeprefix(_BYTE_ORDER_MARK)
+            .lstrip()
+            .lower()
+            .startswith((b"<!doctype", b"<html", b"<?xml"))
+        ):
             raise self.error(name, "is a web page (what a failed download leaves); fetch the file again")
 
     def error(self, name: str, what: str) -> EspanError:
@@ -173,11 +181,17 @@ def check_model_files(folder: str) -> None:
         EspanError: names the file, what is wrong with it, and what to do.
     """
     files = ModelFiles.of(folder)
+    if not storage.is_remote(folder):
+        _refuse_links_to_nothing(storage.local_path(folder))
     for name in sorted(files.sizes):
         if is_read(name):
             files.refuse_placeholder(name)
             if name.endswith(".json") and files.sizes[name] <= _LARGEST_PARSED:
                 files.json_object(name)
+    if CONFIG_FILE in files.sizes and not holds_adapter(files.sizes):
+        config = files.json_object(CONFIG_FILE)
+        if "model_type" not in config and not _is_published(config):
+            raise files.error(CONFIG_FILE, "names no model_type, so it describes no model; fetch it again")
     try:
         weights = weights_in(files.sizes, files.json_object)
     except EspanError as error:
@@ -187,6 +201,13 @@ def check_model_files(folder: str) -> None:
         raise EspanError(f"{folder} holds no weights ({expected} or the like); fetch them")
     for name in weights:
         _check_weights(files, name, weights[0])
+
+
+def _refuse_links_to_nothing(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        matters = is_read(path.name) or path.name.endswith((".safetensors", ".bin", ".index.json"))
+        if matters and path.is_symlink() and not path.exists():
+            raise EspanError(f"{path} is a link to {os.readlink(path)}, which is not there; fetch it again")
 
 
 def _is_published(config: Mapping[str, Any]) -> bool:

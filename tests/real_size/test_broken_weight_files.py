@@ -115,6 +115,7 @@ def test_any_file_of_a_model_that_only_stands_for_another_is_named(
         ("config.json", b'["llama"]', "holds list instead of a JSON object"),
         ("config.json", b"[" * 100_000, "is not valid JSON"),
         ("config.json", b"\xff\xfe{}", "is not valid JSON"),
+        ("config.json", b'{"error": "Invalid username or password."}', "names no model_type"),
         ("model.safetensors.index.json", b"{}", "has no weight_map"),
         (
             "model.safetensors.index.json",
@@ -128,6 +129,14 @@ def test_a_json_file_of_a_model_that_says_nothing_useful_is_named(
 ) -> None:
     (model / name).write_bytes(content)
     with pytest.raises(EspanError, match=rf"{name}.* {message}"):
+        check_model_files(str(model))
+
+
+def test_a_link_to_nothing_is_named(model: Path) -> None:
+    file = shard(model)
+    file.unlink()
+    file.symlink_to("../blobs/gone")
+    with pytest.raises(EspanError, match=rf"\A{file} is a link to \.\./blobs/gone, which is not there"):
         check_model_files(str(model))
 
 
