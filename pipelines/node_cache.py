@@ -17,6 +17,7 @@ folder may be removed at any time when nothing runs.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -92,7 +93,7 @@ def borrowed(
     root = root or cache_root()
     target = root / kind / name
     with _lock_file(target) as lock:
-        unfinished = target.with_name(f".{name}{_PARTIAL}")
+        unfinished = _unfinished(target)
         while True:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if target.exists():
@@ -103,7 +104,8 @@ def borrowed(
                 _fill(unfinished, fill)
                 os.replace(unfinished, target)
             # Between here and the shared lock another process may remove it: look again.
-        os.utime(target)
+        with contextlib.suppress(PermissionError):  # another user's entry, in a cache that is shared
+            os.utime(target)
         yield target
 
 
@@ -117,7 +119,7 @@ def discard(path: Path) -> None:
             return
         if path.is_dir():
             # Renamed first: what is half removed must not look whole.
-            going = path.with_name(f".{name}{_PARTIAL}")
+            going = _unfinished(path.with_name(name))
             if path != going:
                 shutil.rmtree(going, ignore_errors=True)
                 path.rename(going)
@@ -174,7 +176,7 @@ class _RemoteFolder:
 
 
 def _mark(entry: dict[str, object]) -> str:
-    return str(entry.get("ETag") or entry.get("mtime") or entry.get("created"))
+    return str(next((entry[key] for key in ("ETag", "etag", "mtime", "created") if entry.get(key)), None))
 
 
 @contextmanager
@@ -199,6 +201,11 @@ def _lock_file(target: Path) -> Iterator[int]:
 def _fill(unfinished: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(unfinished)
+        # On the disk before the rename is: a machine that loses power leaves nothing half-written either.
+        for file in [unfinished] if unfinished.is_file() else unfinished.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -210,8 +217,7 @@ def _fill(unfinished: Path, fill: Callable[[Path], None]) -> None:
 
 def _make_room(root: Path, size: int, coming: Path) -> None:
     needed = size + _MARGIN_BYTES
-    kinds = (kind for kind in root.iterdir() if kind.is_dir() and kind.name != _LOCKS)
-    entries = [entry for kind in kinds for entry in kind.iterdir() if coming.name not in entry.name]
+    entries = [entry for entry in _entries(root) if coming.name not in entry.name]
     for entry in sorted(entries, key=_last_used):
         if time.time() - _last_used(entry) < _UNUSED_SECONDS and free_disk(root) >= needed:
             break
@@ -223,8 +229,20 @@ def _make_room(root: Path, size: int, coming: Path) -> None:
         )
 
 
+def _entries(root: Path) -> list[Path]:
+    """Returns what was downloaded below `root`, whole or not: each entry has its lock, others have none."""
+    locks = [lock for kind in (root / _LOCKS).iterdir() for lock in kind.iterdir()]
+    targets = [root / lock.parent.name / lock.name for lock in locks]
+    both = (path for target in targets for path in (target, _unfinished(target)))
+    return [path for path in both if path.exists()]
+
+
 def _last_used(entry: Path) -> float:
     return entry.stat().st_mtime if entry.exists() else 0.0
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}{_PARTIAL}")
 
 
 def _bytes_in(path: Path) -> int:

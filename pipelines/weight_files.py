@@ -60,13 +60,20 @@ class ModelFiles:
 
     @classmethod
     def of(cls, folder: str) -> ModelFiles:
-        """Looks what lies in `folder`."""
-        if not storage.is_remote(folder):
-            files = (path for path in storage.local_path(folder).iterdir() if path.is_file())
-            return cls(folder, {path.name: path.stat().st_size for path in files})
-        file_system, root = storage.filesystem(folder)
-        entries = [entry for entry in file_system.ls(root, detail=True) if entry["type"] == "file"]
-        return cls(folder, {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries})
+        """Looks what lies in `folder`.
+
+        Raises:
+            EspanError: there is no such folder.
+        """
+        try:
+            if not storage.is_remote(folder):
+                files = (path for path in storage.local_path(folder).iterdir() if path.is_file())
+                return cls(folder, {path.name: path.stat().st_size for path in files})
+            file_system, root = storage.filesystem(folder)
+            entries = [entry for entry in file_system.ls(root, detail=True) if entry["type"] == "file"]
+            return cls(folder, {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries})
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise EspanError(f"there is no folder {folder}") from error
 
     def place(self, name: str) -> str:
         """Returns the path or URL of a file."""

@@ -235,6 +235,14 @@ def test_a_pointer_in_a_cached_snapshot_is_named(
         check_model("model", "owner/name", context)
 
 
+def test_a_model_whose_base_is_gone_is_refused_by_the_key(model: Path, tmp_path: Path) -> None:
+    content = {"format": "espan-model/1", "base": str(tmp_path / "gone"), "adapter": None, "tokenizer": None}
+    (model / "model.json").write_text(json.dumps(content))
+    context = CheckContext("x", str(tmp_path), 0, str(tmp_path), {})
+    with pytest.raises(InvalidKeyError, match=f"model: there is no folder {tmp_path / 'gone'}"):
+        check_model("model", str(model), context)
+
+
 def test_a_tokenizer_that_is_a_pointer_is_named(model: Path) -> None:
     (model / "tokenizer.json").write_bytes(POINTER)
     for reference in (str(model), str(model / "tokenizer.json")):

@@ -164,6 +164,9 @@ def test_a_download_makes_room_of_what_nobody_used_for_a_month_and_nobody_holds(
         path.write_bytes(b"content")
 
     month_ago = time.time() - 31 * 24 * 3600
+    for theirs in (tmp_path / "shards" / "theirs", tmp_path / "models" / "theirs"):
+        theirs.mkdir(parents=True)
+        os.utime(theirs, (month_ago, month_ago))
     for name in ("unused", "held", "recent"):
         with node_cache.borrowed("shards", name, 7, fill, tmp_path) as path:
             pass
@@ -173,7 +176,8 @@ def test_a_download_makes_room_of_what_nobody_used_for_a_month_and_nobody_holds(
         os.utime(path, (month_ago, month_ago))
         with node_cache.borrowed("shards", "new", 7, fill, tmp_path):
             pass
-    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"held", "recent", "new"}
+    assert {path.name for path in (tmp_path / "shards").iterdir()} == {"held", "recent", "new", "theirs"}
+    assert (tmp_path / "models" / "theirs").exists(), "another's folder is removed"
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(tmp_path: Path) -> None:
