@@ -1,14 +1,18 @@
-"""What this machine has: cores, memory, disk. Limits of a container count as the machine's."""
+"""What this machine has: cores, memory, disk, GPUs. Limits of a container count as the machine's."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 GIB = 1 << 30
 
 _CGROUP = Path("/sys/fs/cgroup")
+_DEVICES = Path("/dev")
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
 
 
 def cpu_count() -> int:
@@ -38,6 +42,28 @@ def free_disk(folder: str | Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def gpus() -> tuple[str | None, ...]:
+    """Returns the CUDA GPUs that this process may use, each by its type as Ray names it (`H100`), None where
+    the driver does not tell. Neither torch nor Ray is asked: both take seconds to import.
+    """
+    count = sum(1 for each in _DEVICES.glob("nvidia[0-9]*") if each.name.removeprefix("nvidia").isdigit())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [] if visible in ("", "-1", "NoDevFiles") else visible.split(",")
+        count = min(count, len(names))
+    kinds = {_gpu_type(file.read_text()) for file in _NVIDIA.glob("*/information")}
+    return ((kinds.pop() if len(kinds) == 1 else None),) * count
+
+
+def _gpu_type(information: str) -> str | None:
+    """Returns what Ray (`ray/_private/accelerators/nvidia_gpu.py`) calls a GPU that the driver tells of."""
+    model = next((line for line in information.splitlines() if line.startswith("Model:")), "")
+    name = model.removeprefix("Model:").strip()
+    found = _MODEL.match(name)
+    kind = found.group(1) if found else re.sub(r"^NVIDIA\s+", "", name)
+    return kind.replace(" ", "-") or None
 
 
 def bytes_text(count: float) -> str:

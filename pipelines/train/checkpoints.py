@@ -23,6 +23,7 @@ from typing import Any
 
 from pipelines import node_cache, storage
 from pipelines.errors import EspanError
+from pipelines.precision import Settled
 from pipelines.train.group import Group
 
 FORMAT = "espan-checkpoint/1"
@@ -47,6 +48,8 @@ class TrainState:
         next_micro_batch: that counter's next value.
         workers: how many wrote the checkpoint; another number loads it through DeepSpeed's universal format.
         zero: DeepSpeed ZeRO stage, which cannot change on the way.
+        precision: of weights and arithmetic. Checkpoints that do not say were written when it was fp32 unless
+            a recipe asked for bf16.
     """
 
     step: int
@@ -56,6 +59,7 @@ class TrainState:
     next_micro_batch: int
     workers: int
     zero: int
+    precision: Settled = "fp32"
     format: str = field(default=FORMAT)
 
 

@@ -49,7 +49,8 @@ class Resources(Section):
     Attributes:
         cpus: logical CPUs, and with it threads; by default one, or its share where a local machine has fewer
             cores than workers.
-        gpus: by default one where the cluster has enough for all workers, else none.
+        gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs, else none
+            (see `pipelines.worker_resources`). 0 computes on CPUs.
     """
 
     cpus: PositiveFloat | None = None

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.models import MODEL_FILE, ModelSource, load_model, resolve_model, write_model_file
+from pipelines.precision import Choice, Settled, choose_precision
 from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
 from pipelines.tokenizers import load_tokenizer
+from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.config import NewModel
 from pipelines.train.stage import TrainStage
 from pipelines.train.tokenizer import refuse_other_tokenizer
+from pipelines.worker_resources import Reservation
 
 MODEL_FOLDER = "model"
 BASE_FOLDER = "base"
@@ -26,7 +29,7 @@ class TrainJob:
     """One training run.
 
     Attributes:
-        stage: the keys.
+        stage: the keys; `precision` is never `auto`.
         model: what training starts from.
         data: folder of the shards.
         tokenizer: reference of the tokenizer of both.
@@ -42,6 +45,12 @@ class TrainJob:
     output: str
     seed: int
     rows_per_step: int
+
+    @property
+    def precision(self) -> Settled:
+        """The precision of weights and arithmetic."""
+        assert self.stage.precision != "auto", "resolve_job settles it"
+        return self.stage.precision
 
     @property
     def checkpoints(self) -> str:
@@ -64,8 +73,24 @@ class TrainJob:
         return path if path.startswith(".") else f"./{path}"
 
 
-def resolve_job(stage: TrainStage, context: Context) -> TrainJob:
+def training_precision(stage: TrainStage, output: str, workers: Reservation) -> Choice:
+    """Returns the precision to train in: a training that left a checkpoint goes on in the checkpoint's.
+
+    Raises:
+        EspanError: the newest checkpoint is damaged.
+    """
+    newest = None
+    if stage.precision == "auto":
+        newest = CheckpointStore(storage.join(output, CHECKPOINTS_FOLDER)).newest()
+    if newest is None:
+        return choose_precision(stage.precision, workers)
+    return Choice(newest.state.precision, f"as in the checkpoint of step {newest.state.step}")
+
+
+def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32") -> TrainJob:
     """Looks up the shards and the model, and makes the base of the training where there is none yet.
+
+    `precision` is what `precision: auto` comes to; see `training_precision`.
 
     Raises:
         EspanError: shards and model do not fit together.
@@ -84,7 +109,7 @@ def resolve_job(stage: TrainStage, context: Context) -> TrainJob:
         if model.adapter is not None:
             model = _merged_base(model, context.output)
     return TrainJob(
-        stage=stage,
+        stage=stage.in_precision(precision) if stage.precision == "auto" else stage,
         model=model,
         data=data,
         tokenizer=manifest.tokenizer.reference,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines import storage
 from pipelines.attention import Attention
+from pipelines.capacity import Capacity, capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.machine import bytes_text, total_memory
 from pipelines.models import check_model, external_files, plan_of_model
+from pipelines.precision import Precision, Settled, choose_precision
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
 from pipelines.train.architecture import model_configuration
@@ -21,6 +23,7 @@ from pipelines.train.memory import local_training, model_sizes, worker_bytes
 from pipelines.train.schedule import Schedule
 from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows, row_tokens
 from pipelines.train.tokenizer import check_tokenizer_of_data
+from pipelines.worker_resources import Reservation, reserve
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -55,7 +58,8 @@ class TrainStage(Stage):
         weight_decay: of matrices; vectors (norms, biases) never decay.
         betas: of AdamW.
         clip: gradients are scaled down to this norm; null leaves them as they are.
-        precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights.
+        precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights. `auto` is
+            bf16 on GPUs that have it, else fp32 (see `pipelines.precision`).
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep_checkpoints: how many stay.
@@ -94,7 +98,7 @@ class TrainStage(Stage):
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     clip: PositiveFloat | None = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
     activation_checkpointing: bool = False
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
@@ -145,8 +149,31 @@ class TrainStage(Stage):
         check_layers(self, context)
         self._check_memory(length, context)
 
+    def reservation(self, capacity: Capacity) -> Reservation:
+        """Returns what the workers reserve where there is `capacity`.
+
+        Raises:
+            EspanError: there can never be so many GPUs, or nobody tells whether there are any.
+        """
+        return reserve(self.workers, self.resources.cpus, self.resources.gpus, capacity)
+
+    def in_precision(self, precision: Settled) -> TrainStage:
+        """Returns the same stage with its precision settled."""
+        return self.model_copy(update={"precision": precision})
+
     def plan(self, context: CheckContext) -> Mapping[str, str]:
-        """Shapes of a step, length of the training, memory of a worker; who shares rows, and at what cost."""
+        """What workers reserve, their precision; shapes of a step, length of the training, memory of a
+        worker; who shares rows, and at what cost.
+        """
+        workers = self.reservation(capacity())
+        choice = choose_precision(self.precision, workers)
+        return {
+            "workers": str(workers),
+            "precision": choice.text(workers.gpus),
+            **self.in_precision(choice.precision)._plan(context),
+        }
+
+    def _plan(self, context: CheckContext) -> dict[str, str]:
         corpus = self._rows(context)
         length = corpus.sequence_length
         rows = self.rows_per_step(length)

@@ -7,21 +7,25 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
-from pipelines.cluster_session import RaySession, ray_session
+from pipelines.capacity import cluster_capacity
+from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
 from pipelines.models import write_model_file
+from pipelines.precision import NoBfloat16Error, without_bf16
 from pipelines.stage import Context
 from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.failures import FinalFailure
-from pipelines.train.job import TrainJob, resolve_job
+from pipelines.train.job import TrainJob, resolve_job, training_precision
 from pipelines.train.live import EventQueue, LiveProgress
 from pipelines.train.stage import TrainStage
+from pipelines.worker_resources import Reservation, check_room
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -44,11 +48,22 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
     if session.started_here:
         # No node of a local cluster is announced to go away; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    workers = worker_resources(stage, session)
-    job = resolve_job(stage, context)
+    capacity = cluster_capacity()
+    workers = stage.reservation(capacity)
+    check_room(workers, capacity)
+    choice = training_precision(stage, context.output, workers)
+    job = resolve_job(stage, context, choice.precision)
+    context.progress.message(f"{context.name}: workers: {workers}")
+    context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
     live = LiveProgress(context.progress, context.name, stage.steps)
     try:
-        outcome = run_workers(job, workers, live)
+        try:
+            outcome = run_workers(job, workers, live, check_bf16=choice.assumed)
+        except NoBfloat16Error as error:
+            choice = without_bf16(error)
+            context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+            job = replace(job, stage=stage.in_precision(choice.precision))
+            outcome = run_workers(job, workers, live)
     except EspanError:
         # A disk may be full of it; the next run would write it anew.
         CheckpointStore(job.checkpoints).remove_unfinished()
@@ -62,49 +77,39 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
     return {"headline": headline, **outcome}
 
 
-def worker_resources(stage: TrainStage, session: RaySession) -> dict[str, float]:
-    """Returns what each worker reserves of the cluster.
-
-    Raises:
-        EspanError: a local machine does not have that much for all workers.
-    """
-    gpus = stage.resources.gpus
-    if gpus is None:
-        gpus = 1.0 if session.gpus >= stage.workers else 0.0
-    cpus = stage.resources.cpus
-    if cpus is None:
-        cpus = min(1.0, session.cpus / stage.workers) if session.started_here else 1.0
-    if session.started_here and (cpus * stage.workers > session.cpus or gpus * stage.workers > session.gpus):
-        raise EspanError(
-            f"{stage.workers} workers of {cpus:g} CPUs and {gpus:g} GPUs do not fit on this machine with "
-            f"{session.cpus} CPUs and {session.gpus} GPUs; lower workers or resources"
-        )
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-
-
-def run_workers(job: TrainJob, resources: Mapping[str, float], live: LiveProgress) -> dict[str, Any]:
+def run_workers(
+    job: TrainJob, workers: Reservation, live: LiveProgress, *, check_bf16: bool = False
+) -> dict[str, Any]:
     """Trains on Ray Train workers and returns what the first of them says in the end.
 
+    Args:
+        job: what to train.
+        workers: what they reserve.
+        live: shows how far they are.
+        check_bf16: bf16 was chosen without knowing the GPUs' type.
+
     Raises:
+        NoBfloat16Error: `check_bf16`, and a GPU does not have it.
         EspanError: workers were lost more often than `max_failures`, or failed as they would again.
     """
     import ray
     from ray.exceptions import RayError
     from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from pipelines.train.process_group import CheckedTorchConfig
     from pipelines.train.restarts import EndAtOnce, failure_config
     from pipelines.train.worker import train_loop_per_worker
 
     events = ray.remote(num_cpus=0)(EventQueue).remote()
-    on_gpu = "GPU" in resources
+    on_gpu = workers.gpus > 0
     with _ray_train_folder() as folder:
         trainer = TorchTrainer(
             train_loop_per_worker,
             train_loop_config={"job": job, "events": events},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=CheckedTorchConfig("nccl" if on_gpu else "gloo", needs_bf16=check_bf16),
             scaling_config=ScalingConfig(
-                num_workers=job.stage.workers, use_gpu=on_gpu, resources_per_worker=dict(resources)
+                num_workers=job.stage.workers, use_gpu=on_gpu, resources_per_worker=workers.resources
             ),
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
@@ -152,6 +157,8 @@ def _failure(error: Exception, output: str) -> EspanError:
     final = getattr(error, "controller_failure", None)
     if isinstance(final, FinalFailure):
         return EspanError(final.line + (_kept(final.report, output) if final.report else ""))
+    if isinstance(final, EspanError):  # what workers found before they began
+        return final
     text = str(error)
     # The report ends with the traceback of a worker, and that with what happened.
     lines = [line.strip() for line in text.splitlines() if line.strip()]

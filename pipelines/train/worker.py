@@ -14,6 +14,7 @@ from torch import nn
 
 from pipelines import storage
 from pipelines.disk import explained_writes
+from pipelines.precision import multiply_in_float32
 from pipelines.prepare.shards import ShardReader
 from pipelines.surroundings import forget_launchers
 from pipelines.tokenizers import load_tokenizer
@@ -68,6 +69,7 @@ def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
     """
     stage = job.stage
     _use_cores(stage.resources.cpus)
+    multiply_in_float32(group.device)
     layout = Layout(group.size, stage.context_parallel)
     plan = BatchPlan(job.rows_per_step, stage.micro_batch_rows, layout.groups)
     with ExitStack() as open_things:
@@ -136,6 +138,7 @@ def _state(job: TrainJob, plan: BatchPlan, group: Group, step: int) -> TrainStat
         next_micro_batch=step * plan.micro_batches_per_step,
         workers=group.size,
         zero=job.stage.deepspeed.zero,
+        precision=job.precision,
     )
 
 
