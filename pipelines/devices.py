@@ -44,18 +44,18 @@ def check_devices(found: Sequence[Device], *, needs_bf16: bool) -> None:
     """Refuses workers that reserved a GPU and have none; a restart would find the same.
 
     Args:
-        found: what each worker found, in order of rank.
+        found: what each worker found.
         needs_bf16: bf16 was chosen without knowing the GPUs' type.
 
     Raises:
         NoBfloat16Error: a GPU cannot compute in it.
         EspanError: a worker has no GPU.
     """
-    for rank, device in enumerate(found):
+    for device in found:
         if device.gpu is None:
             raise EspanError(
-                f"worker {rank} on {device.node} reserved a GPU, but torch {device.build} finds no CUDA "
-                "device there; check its driver and image, or set resources: {gpus: 0} to compute on CPUs"
+                f"a worker on {device.node} reserved a GPU, but torch {device.build} finds no CUDA device "
+                "there; check that node's driver and image, or set resources: {gpus: 0} to compute on CPUs"
             )
     lacking = [device for device in found if not device.bf16]
     if needs_bf16 and lacking:

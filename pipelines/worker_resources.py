@@ -89,11 +89,23 @@ def check_room(reservation: Reservation, capacity: Capacity) -> None:
     if not capacity.local or capacity.room(reservation.resources) >= workers:
         return
     (machine, *_) = capacity.node_types
-    noun = "1 worker" if workers == 1 else f"{workers} workers"
+    asked = f"{reservation.cpus:g} CPUs and {reservation.gpus:g} GPUs"
+    has = f"{machine.resources.get('CPU', 0):g} CPUs and {machine.gpus:g} GPUs"
+    if workers == 1:
+        raise EspanError(
+            f"one worker needs {asked}, this machine has {has}; lower resources.cpus or resources.gpus"
+        )
     raise EspanError(
-        f"{noun} of {reservation.cpus:g} CPUs and {reservation.gpus:g} GPUs do not fit on this machine with "
-        f"{machine.resources.get('CPU', 0):g} CPUs and {machine.gpus:g} GPUs; lower workers or resources"
+        f"{workers} workers of {asked} do not fit on this machine with {has}; lower workers or resources"
     )
+
+
+def as_many_as_fit(resources: Mapping[str, float], capacity: Capacity) -> int:
+    """Returns how many workers to start where any number will do: those for which the nodes that are up have
+    room, or where none has, those of one node that can be started.
+    """
+    starting = max((each.holds(resources) for each in capacity.fitting(resources)), default=0)
+    return capacity.room_now(resources) or max(1, starting)
 
 
 def _share(workers: int | None, capacity: Capacity) -> float:

@@ -9,14 +9,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from pipelines import storage
+from pipelines.capacity import cluster_capacity
 from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
 from pipelines.progress import Task
 from pipelines.stage import Context
+from pipelines.worker_resources import check_room
 from tuning.study import StudyStage
 from tuning.trials import TRIAL_FILE, Outcome, Trial, read_outcome, run_trial
 
@@ -57,6 +59,24 @@ def run_trials(
     return found
 
 
+def _with_resources(trials: Sequence[Trial], context: Context) -> list[Trial]:
+    """Settles what the trainings' workers reserve once, for all of them: a trial, which is a worker itself,
+    sees less of where it is.
+    """
+    there = cluster_capacity()
+    settled, shown = [], set()
+    for trial in trials:
+        if trial.train is not None:
+            workers = trial.train.reservation(there)
+            check_room(workers, there)
+            shown.add(str(workers))
+            trial = replace(trial, train=trial.train.reserving(workers))
+        settled.append(trial)
+    for line in sorted(shown):
+        context.progress.message(f"{context.name}: workers of a trial: {line}")
+    return settled
+
+
 def _finished(trial: Trial, context: Context) -> bool:
     return storage.exists(storage.join(context.output, trial.name, TRIAL_FILE))
 
@@ -75,6 +95,7 @@ def _run(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     ray_session()
+    trials = _with_resources(trials, context)
     from ray import tune
     from ray.tune.progress_reporter import TrialProgressCallback
 

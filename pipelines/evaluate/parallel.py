@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from pipelines.attention import Attention
-from pipelines.cluster_session import ray_session
+from pipelines.devices import check_devices, find_device
 from pipelines.errors import EspanError
 from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
 from pipelines.models import ModelSource, load_model
 from pipelines.needles import RecallSample, recall_prompt
+from pipelines.precision import multiply_in_float32
 from pipelines.progress import Progress
 from pipelines.tokenizers import load_tokenizer
 from se_model import attach
@@ -38,6 +39,7 @@ class Scorer:
         scored: tokens at the end of a window that count.
         cpus: threads for arithmetic.
         gpus: 1 to score on a GPU.
+        check_bf16: bf16 was chosen without knowing the GPUs' type.
     """
 
     model: ModelSource
@@ -49,10 +51,19 @@ class Scorer:
     scored: int
     cpus: int
     gpus: int
+    check_bf16: bool = False
 
     def load_model(self) -> nn.Module:
-        """Returns the model, its adapter merged in, with the attention attached."""
+        """Returns the model, its adapter merged in, with the attention attached.
+
+        Raises:
+            NoBfloat16Error: `check_bf16`, and this worker's GPU does not have it.
+            EspanError: the worker reserved a GPU and has none, or the model cannot be loaded.
+        """
         torch.set_num_threads(self.cpus)
+        if self.gpus:
+            check_devices([find_device()], needs_bf16=self.check_bf16)
+            multiply_in_float32(torch.device("cuda"))
         model = load_model(self.model, dtype=self.dtype, merge=True).requires_grad_(False)
         if self.attention.kind != "full":
             attach(model, self.attention.build(self.seed))
@@ -80,25 +91,14 @@ _tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def score_units(
-    scorer: Scorer, units: Sequence[Unit], *, workers: int | None, label: str, progress: Progress
+    scorer: Scorer, units: Sequence[Unit], *, workers: int, label: str, progress: Progress
 ) -> dict[Unit, Outcome]:
     """Returns the outcome of every unit, scored by `workers` Ray tasks.
 
-    Without `workers` there are as many as the cluster has room for now.
-
     Raises:
-        EspanError: a worker failed, with its message; or this machine can never have room for one.
+        NoBfloat16Error: bf16 was chosen without knowing the GPUs' type, and one does not have it.
+        EspanError: a worker failed, with its message.
     """
-    session = ray_session()
-    room = session.cpus // scorer.cpus
-    if scorer.gpus:
-        room = min(room, session.gpus // scorer.gpus)
-    # A cluster that runs elsewhere may grow.
-    if session.started_here and not room:
-        raise EspanError(
-            f"one worker needs {scorer.cpus} CPUs and {scorer.gpus} GPUs, "
-            f"this machine has {session.cpus} and {session.gpus}; lower resources.cpus or resources.gpus"
-        )
     # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
     task = ray.remote(_score_share).options(
         num_cpus=scorer.cpus,
@@ -106,7 +106,7 @@ def score_units(
         num_returns="streaming",
         scheduling_strategy="DEFAULT",
     )
-    streams = [task.remote(scorer, share) for share in deal(units, workers or max(1, room))]
+    streams = [task.remote(scorer, share) for share in deal(units, workers)]
     outcomes: dict[Unit, Outcome] = {}
     with progress.task(label, total=sum(unit.tokens for unit in units), unit="tokens") as shown:
         for unit, outcome in _as_they_come(streams):
@@ -134,7 +134,7 @@ def _as_they_come(streams: Sequence[Any]) -> Iterator[tuple[Unit, Outcome]]:
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, EspanError):
-            raise EspanError(str(cause)) from error
+            raise cause from error
         raise EspanError(f"a scoring worker failed: {type(cause).__name__}: {cause}") from error
     finally:
         for stream in running:

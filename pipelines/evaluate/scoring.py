@@ -6,13 +6,14 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from pipelines import storage
-from pipelines.cluster_session import ray_session
+from pipelines.capacity import cluster_capacity
 from pipelines.errors import EspanError
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
@@ -21,9 +22,11 @@ from pipelines.evaluate.stage import EvaluateStage, PerplexitySection
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units, recall_units
 from pipelines.lineage import dependency_versions, machine
 from pipelines.models import ModelSource, resolve_model
+from pipelines.precision import NoBfloat16Error, choose_precision, without_bf16
 from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
 from pipelines.tokenizers import pinned
+from pipelines.worker_resources import as_many_as_fit, check_room
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DECISIVE = ("python", "torch", "transformers", "peft", "expansion-span")
@@ -36,6 +39,10 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
         EspanError: no document is long enough, a worker fails, or a loss is not a number.
     """
     started = time.monotonic()
+    there = cluster_capacity()
+    workers = stage.reservation(there)
+    check_room(workers, there)
+    choice = choose_precision(stage.precision, workers)
     windows = _windows(stage.perplexity, context) if stage.perplexity else None
     model = resolve_model(stage.model, context.inputs)
     tokenizer = _recall_tokenizer(stage, model, context) if stage.recall else None
@@ -43,17 +50,31 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
         model=model,
         tokenizer=tokenizer,
         attention=stage.attention,
-        dtype=_DTYPES[stage.precision],
+        dtype=_DTYPES[choice.precision],
         seed=context.seed,
         windows=windows,
         scored=stage.perplexity.scored_tokens if stage.perplexity else 0,
         cpus=stage.resources.cpus,
-        gpus=min(1, ray_session().gpus) if stage.resources.gpus is None else stage.resources.gpus,
+        gpus=int(workers.gpus),
+        check_bf16=choice.assumed,
     )
     units = _units(stage, windows)
-    outcomes = score_units(
-        scorer, units, workers=stage.workers, label=f"{context.name}: scoring", progress=context.progress
+    count = min(stage.workers or as_many_as_fit(workers.resources, there), len(units))
+    context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
+    context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+    score = partial(
+        score_units,
+        units=units,
+        workers=count,
+        label=f"{context.name}: scoring",
+        progress=context.progress,
     )
+    try:
+        outcomes = score(scorer)
+    except NoBfloat16Error as error:  # all scores or none are in bf16
+        choice = without_bf16(error)
+        context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+        outcomes = score(replace(scorer, dtype=_DTYPES[choice.precision], check_bf16=False))
     rows = _Rows.gather(units, outcomes)
     storage.write_text_atomic(
         storage.join(context.output, SAMPLES_FILE),
@@ -63,7 +84,7 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
     return Scores(
         model=stage.model,
         attention=stage.attention.model_dump(mode="json"),
-        precision=stage.precision,
+        precision=choice.precision,
         seed=context.seed,
         recall=tuple(
             RecallScore.of(task, length, answers) for (task, length), answers in rows.recall.items()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipelines import storage, tokenizers
 from pipelines.attention import Attention, FullSection
+from pipelines.capacity import Capacity, capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
+from pipelines.precision import Precision, choose_precision
 from pipelines.prepare.shards import MANIFEST, holdout_folder, read_manifest
 from pipelines.stage import CheckContext, Context, Section, Stage
+from pipelines.worker_resources import Reservation, as_many_as_fit, reserve
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
 
@@ -82,7 +86,7 @@ class WorkerResources(Section):
 
     Attributes:
         cpus: logical CPUs, and with it threads.
-        gpus: by default one where the cluster has any.
+        gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs.
     """
 
     cpus: PositiveInt = 1
@@ -101,7 +105,7 @@ class EvaluateStage(Stage):
             change the scores.
         resources: of one worker.
         tokens_per_batch: tokens that go through the model together, at most, unless one row alone has more.
-        precision: of the weights and the arithmetic.
+        precision: of the weights and the arithmetic; `auto` is bf16 on GPUs that have it, else fp32.
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"workers"})
@@ -113,7 +117,7 @@ class EvaluateStage(Stage):
     workers: PositiveInt | None = None
     resources: WorkerResources = WorkerResources()
     tokens_per_batch: PositiveInt = 4096
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _something_to_score(self) -> EvaluateStage:
@@ -152,9 +156,24 @@ class EvaluateStage(Stage):
         if self.recall:
             self._check_tokenizer(self.recall, context)
 
+    def reservation(self, capacity: Capacity) -> Reservation:
+        """Returns what each worker reserves where there is `capacity`; how many there are is for later.
+
+        Raises:
+            EspanError: nobody tells whether there are GPUs.
+        """
+        return reserve(None, self.resources.cpus, self.resources.gpus, capacity)
+
     def plan(self, context: CheckContext) -> Mapping[str, str]:
-        """How many tokens go through the model, by what is measured."""
-        plan = plan_of_model(self.model, context)
+        """What workers reserve, in which precision, how many tokens they score, by what is measured."""
+        there = capacity()
+        workers = self.reservation(there)
+        count = self.workers or as_many_as_fit(workers.resources, there)
+        plan = {
+            **plan_of_model(self.model, context),
+            "workers": str(replace(workers, workers=count)),
+            "precision": choose_precision(self.precision, workers).text(workers.gpus),
+        }
         if self.recall:
             tasks, lengths, samples = len(self.recall.tasks), self.recall.lengths, self.recall.samples
             tokens = tasks * samples * sum(lengths)

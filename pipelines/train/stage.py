@@ -157,6 +157,10 @@ class TrainStage(Stage):
         """
         return reserve(self.workers, self.resources.cpus, self.resources.gpus, capacity)
 
+    def reserving(self, workers: Reservation) -> TrainStage:
+        """Returns the same stage with what its workers reserve settled."""
+        return self.model_copy(update={"resources": Resources(cpus=workers.cpus, gpus=workers.gpus)})
+
     def in_precision(self, precision: Settled) -> TrainStage:
         """Returns the same stage with its precision settled."""
         return self.model_copy(update={"precision": precision})
