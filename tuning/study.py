@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from pipelines.attention import Attention, FullSection
 from pipelines.errors import InvalidKeyError
 from pipelines.evaluate.stage import EvaluateStage, PerplexitySection, RecallSection
+from pipelines.precision import Precision
 from pipelines.stage import CheckContext, Section, Stage
 from pipelines.train.stage import TrainStage
 
@@ -26,12 +27,14 @@ class Scoring(Section):
         recall: needle recall; trials are ordered by it, so it cannot be left out.
         perplexity: perplexity by length, or None.
         tokens_per_batch: tokens that go through the model together, at most.
+        precision: of the weights and the arithmetic; see `EvaluateStage`.
     """
 
     attention: Attention = FullSection()
     recall: RecallSection
     perplexity: PerplexitySection | None = None
     tokens_per_batch: PositiveInt = 4096
+    precision: Precision = "auto"
 
     def stage(self, model: str) -> EvaluateStage:
         """Returns the evaluate stage that scores `model` with one worker."""

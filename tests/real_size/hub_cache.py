@@ -1,9 +1,9 @@
 """A model hub's local cache laid out by hand: what `huggingface_hub` leaves behind after a download.
 
-    models--OWNER--NAME/
-        refs/main                    the commit that `main` stands for
-        blobs/HASH                   the files' contents
-        snapshots/COMMIT/FILE        links into blobs
+models--OWNER--NAME/
+    refs/main                    the commit that `main` stands for
+    blobs/HASH                   the files' contents
+    snapshots/COMMIT/FILE        links into blobs
 """
 
 from __future__ import annotations
