@@ -61,7 +61,10 @@ def reserve(workers: int | None, cpus: float | None, gpus: float | None, capacit
         cpus = _share(workers, capacity) if capacity.local else 1.0
     if gpus is not None:
         reason = "as resources.gpus says" if gpus else "no GPU, as resources.gpus says"
-        return Reservation(workers, cpus, gpus, reason, _accelerators(capacity, {"GPU": gpus}))
+        need = {"CPU": cpus, "GPU": gpus}
+        if gpus and capacity.local and capacity.room(need) < (workers or 1):
+            reason += f": for a cluster, as this machine has {_gpus_text(capacity)}"
+        return Reservation(workers, cpus, gpus, reason, _accelerators(capacity, need))
     need = {"CPU": cpus, "GPU": 1.0}
     fitting = capacity.fitting(need)
     if not fitting:

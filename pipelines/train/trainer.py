@@ -74,7 +74,7 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
         raise EspanError(f"training ended after {outcome['steps']} of {stage.steps} steps")
     write_model_file(context.output, job.result())
     headline = f"loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
-    return {"headline": headline, **outcome}
+    return {"headline": headline, "precision": job.precision, **outcome}
 
 
 def run_workers(

@@ -152,8 +152,10 @@ def test_more_workers_than_gpus_are_refused_on_a_cluster_and_use_cpus_on_this_ma
     assert workers.resources == {"CPU": 1.0}
     assert workers.reason == "no GPU: 2 workers would need 2, this machine has 1 GPU (L4)"
     assert reserve(1, None, None, machine).gpus == 1
+    asked = reserve(2, None, 1.0, machine)
+    assert asked.reason == "as resources.gpus says: for a cluster, as this machine has 1 GPU (L4)"
     with pytest.raises(EspanError, match=r"2 workers of 1 CPUs and 1 GPUs do not fit on this machine"):
-        check_room(reserve(2, None, 1.0, machine), machine)
+        check_room(asked, machine)
 
 
 def test_a_node_that_has_the_gpu_but_not_the_cpus_holds_no_worker() -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from pipelines.errors import EspanError
 from pipelines.prepare.shards import ShardReader
 from pipelines.train.batches import BatchPlan, RowOrder, model_input, target_count
+from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.engine import Engine, decay_groups
 from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
@@ -225,3 +226,11 @@ def test_metrics_tell_what_was_retrieved_and_how_much_memory_it_took(make_job: M
     assert record["memory_bytes"] > 50_000_000
     assert summary["steps"] == 1
     assert summary["tokens"] == 256
+
+
+def test_a_checkpoint_says_in_which_precision_it_was_written(make_job: MakeJob, alone: Group) -> None:
+    job = make_job(steps=1, precision="bf16")
+    train_silently(alone, job)
+    newest = CheckpointStore(job.checkpoints).newest()
+    assert newest is not None
+    assert newest.state.precision == "bf16"
