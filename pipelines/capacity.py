@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.cluster_session import in_ray_job, ray_session
 from pipelines.machine import cpu_count, gpus, total_memory
-from pipelines.node_types import AutoscalerTypes, autoscaler_types
+from pipelines.node_types import HEAD_RESOURCE, AutoscalerTypes, autoscaler_types
 
 _ACCELERATOR_RESOURCE = "accelerator_type:"  # Ray gives a node one unit of `accelerator_type:H100`
 _ACCELERATOR_LABEL = "ray.io/accelerator-type"
@@ -152,8 +152,8 @@ def with_node_types(nodes: Iterable[Mapping[str, Any]], types: AutoscalerTypes) 
     up: dict[str, list[Mapping[str, Any]]] = {name: [] for name in types.configured}
     others: list[Mapping[str, Any]] = []
     for node in nodes:
-        name = _type_of(node, types.configured)
-        (others if name is None else up[name]).append(node)
+        name = types.head if HEAD_RESOURCE in node["Resources"] else _type_of(node, types.configured)
+        up.get(name or "", others).append(node)
     found = []
     for name, configuration in types.configured.items():
         known = NodeType(
@@ -182,7 +182,9 @@ def _type_of(node: Mapping[str, Any], types: Mapping[str, Mapping[str, Any]]) ->
     if label in types:
         return str(label)
     shape = _shape(node["Resources"])
-    alike = [name for name, type_ in types.items() if _shape(type_.get("resources") or {}) == shape]
+    alike = [
+        name for name, one in types.items() if one.get("resources") and _shape(one["resources"]) == shape
+    ]
     return alike[0] if len(alike) == 1 and label is None else None
 
 

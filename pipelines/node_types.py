@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_HEAD = "node:__internal_head__"
+HEAD_RESOURCE = "node:__internal_head__"
+"""What the head alone has one of."""
+
 _HEAD_SECONDS = 120.0
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -50,7 +52,7 @@ def autoscaler_types(nodes: Sequence[Mapping[str, Any]]) -> AutoscalerTypes:
     """Returns the node types of the cluster that this process is connected to; `nodes` are `ray.nodes()`."""
     import ray
 
-    head = next((node for node in nodes if _HEAD in node["Resources"]), None)
+    head = next((node for node in nodes if HEAD_RESOURCE in node["Resources"]), None)
     if head is None:
         return AutoscalerTypes(unknown="the cluster's head node is not among its nodes")
     here = (
@@ -61,7 +63,7 @@ def autoscaler_types(nodes: Sequence[Mapping[str, Any]]) -> AutoscalerTypes:
     # Any head runs a task that asks for no CPU. "DEFAULT": inside a trial of Ray Tune it would else have to
     # fit into what the trial itself reserved.
     task = ray.remote(types_on_head).options(
-        num_cpus=0, resources={_HEAD: 0.001}, scheduling_strategy="DEFAULT"
+        num_cpus=0, resources={HEAD_RESOURCE: 0.001}, scheduling_strategy="DEFAULT"
     )
     try:
         return ray.get(task.remote(), timeout=_HEAD_SECONDS)
@@ -78,7 +80,7 @@ def types_on_head() -> AutoscalerTypes:
     return (
         _reported()
         or _of_monitor(ray.get_runtime_context().gcs_address)
-        or _of_kuberay()
+        or types_in_pod()
         or AutoscalerTypes()
     )
 
@@ -126,8 +128,8 @@ def _of_monitor(gcs_address: str) -> AutoscalerTypes | None:
     return None
 
 
-def _of_kuberay() -> AutoscalerTypes | None:
-    """Asks Kubernetes for this pod's RayCluster, with the service account that KubeRay's autoscaler uses."""
+def types_in_pod() -> AutoscalerTypes | None:
+    """Asks Kubernetes for this pod's RayCluster, as KubeRay's autoscaler beside it does; None elsewhere."""
     name = os.environ.get("RAY_CLUSTER_NAME")
     if name is None or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return None
@@ -136,7 +138,7 @@ def _of_kuberay() -> AutoscalerTypes | None:
     try:
         namespace = Path(_NAMESPACE_FILE).read_text().strip()
         return kuberay_types(KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}"))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+    except (OSError, ValueError, KeyError) as error:  # requests' errors are OSErrors
         what = str(error).splitlines()[0]
         return AutoscalerTypes(
             unknown=f"Kubernetes does not tell the node types of RayCluster {name}: {what}"
@@ -144,15 +146,9 @@ def _of_kuberay() -> AutoscalerTypes | None:
 
 
 def kuberay_types(cluster: Mapping[str, Any]) -> AutoscalerTypes:
-    """Returns the node types of a RayCluster as Kubernetes holds it; where it does not scale, each has as
-    many nodes as it has replicas.
-    """
+    """Returns the node types of a RayCluster, as Kubernetes holds it; none where it does not scale."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-    configuration = _derive_autoscaling_config_from_ray_cr(dict(cluster))
     if not cluster["spec"].get("enableInTreeAutoscaling"):
-        for group in cluster["spec"]["workerGroupSpecs"]:
-            count = group.get("replicas", 1) * group.get("numOfHosts", 1)
-            configuration["available_node_types"][group["groupName"]]["max_workers"] = count
-        configuration["max_workers"] = None
-    return AutoscalerTypes.of(configuration)
+        return AutoscalerTypes()
+    return AutoscalerTypes.of(_derive_autoscaling_config_from_ray_cr(dict(cluster)))

@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.capacity import Capacity, NodeType, with_node_types
 from pipelines.errors import EspanError
-from pipelines.node_types import AutoscalerTypes, kuberay_types
+from pipelines.node_types import AutoscalerTypes, kuberay_types, types_in_pod
 from pipelines.worker_resources import as_many_as_fit, check_room, reserve
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 from tests.real_size.autoscaling_cluster import autoscaling_cluster
@@ -203,12 +203,25 @@ def test_nodes_that_are_up_count_for_their_type_by_label_or_by_shape() -> None:
     assert with_node_types(nodes[:1], types).blind_spots.startswith("the resources of node type local")
 
 
-@pytest.mark.parametrize(("scales", "room"), [(True, 16), (False, 8)])
-def test_the_shipped_kuberay_cluster_can_have_gpus(scales: bool, room: int) -> None:
+def test_the_shipped_kuberay_cluster_can_have_gpus() -> None:
     shipped = yaml.safe_load((ROOT / "cluster" / "configs" / "kuberay-cluster.yaml").read_text())
     shipped["metadata"]["namespace"] = "default"  # as Kubernetes gives it back
-    shipped["spec"]["enableInTreeAutoscaling"] = scales
-    shipped["spec"]["workerGroupSpecs"][0]["replicas"] = 1
-    there = with_node_types([], kuberay_types(shipped))
-    assert there.room({"CPU": 1.0, "GPU": 1.0}) == room
-    assert reserve(8, None, None, there).gpus == 1
+    workers = reserve(8, None, None, with_node_types([], kuberay_types(shipped)))
+    assert str(workers) == (
+        "8 x (1 CPU, 1 GPU); node type gpu can have up to 2 nodes of {CPU: 32, GPU: 8}; 0 are up now"
+    )
+    shipped["spec"]["enableInTreeAutoscaling"] = False
+    assert with_node_types([], kuberay_types(shipped)).node_types == ()
+
+
+def test_a_pod_that_kubernetes_does_not_answer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "espan")
+    types = types_in_pod()  # there is no service account here
+    assert types is not None
+    with pytest.raises(
+        EspanError, match=r"does not tell the node types of RayCluster espan: .*; say resources"
+    ):
+        reserve(8, None, None, with_node_types([], types))
+    monkeypatch.delenv("RAY_CLUSTER_NAME")
+    assert types_in_pod() is None
