@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.cluster_session import in_ray_job, ray_session
+from pipelines.cluster_session import OWN, cluster_address, ray_session
 from pipelines.machine import cpu_count, gpus, total_memory
 from pipelines.node_types import HEAD_RESOURCE, AutoscalerTypes, autoscaler_types
 
@@ -118,7 +117,7 @@ def capacity() -> Capacity:
     Raises:
         EspanError: the cluster does not answer.
     """
-    return cluster_capacity() if os.environ.get("RAY_ADDRESS") or in_ray_job() else machine_capacity()
+    return machine_capacity() if cluster_address() == OWN else cluster_capacity()
 
 
 def machine_capacity() -> Capacity:

@@ -47,14 +47,10 @@ class RaySession:
     Attributes:
         address: the cluster's address, or `local`.
         started_here: this process started the cluster and ends it.
-        cpus: the logical CPUs of the whole cluster.
-        gpus: the GPUs of the whole cluster.
     """
 
     address: str
     started_here: bool
-    cpus: int
-    gpus: int
 
 
 _session: RaySession | None = None
@@ -63,6 +59,11 @@ _session: RaySession | None = None
 def in_ray_job() -> bool:
     """Says whether this process is the entrypoint of a submitted Ray job."""
     return _JOB_VARIABLE in os.environ
+
+
+def cluster_address() -> str:
+    """Returns the address of the cluster that `ray_session` would connect to; `OWN` for a new one."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else OWN)
 
 
 def address_problem(address: str) -> str | None:
@@ -94,7 +95,7 @@ def ray_session() -> RaySession:
     global _session
     if _session is not None:
         return _session
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if in_ray_job() else OWN)
+    address = cluster_address()
     _set_environment()
     import ray
 
@@ -103,12 +104,9 @@ def ray_session() -> RaySession:
         with _signal_handlers_kept():
             _connect(address)
         logging.getLogger("ray").setLevel(logging.ERROR)  # while it starts, the exception says it in one line
-    resources = ray.cluster_resources()
     _session = RaySession(
         address=ray.get_runtime_context().gcs_address if was_connected or address != OWN else OWN,
         started_here=not was_connected and address == OWN,
-        cpus=int(resources.get("CPU", 0)),
-        gpus=int(resources.get("GPU", 0)),
     )
     return _session
 

@@ -80,6 +80,7 @@ def test_a_ray_job_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch) 
 
 LIFE = """
 import os, signal, time
+from pipelines.capacity import cluster_capacity
 from pipelines.cluster_session import close_ray_session, ray_session
 from pipelines.stop_signals import StopRequested, stop_signals
 
@@ -88,7 +89,8 @@ try:
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         session = ray_session()
         assert session is ray_session() and session.started_here and session.address == "local", session
-        assert session.cpus == len(os.sched_getaffinity(0))
+        (machine,) = cluster_capacity().node_types
+        assert machine.resources["CPU"] == len(os.sched_getaffinity(0))
         assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
         import ray
