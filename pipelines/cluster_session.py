@@ -31,6 +31,7 @@ _SET_HERE = frozenset(
         *("RAY_AUTH_MODE", "RAY_TRAIN_V2_ENABLED", "RAY_USAGE_STATS_ENABLED", "RAY_AIR_NEW_OUTPUT"),
         *("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_maximum_startup_concurrency"),
         *("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"),
+        "RAY_CLIENT_MODE",  # by Ray itself
     }
 )
 
@@ -97,7 +98,10 @@ def ray_session() -> RaySession:
         return _session
     address = cluster_address()
     _set_environment()
-    import ray
+    try:
+        import ray
+    except ValueError as error:  # a number that is none
+        raise EspanError(f"Ray does not start: {_first_line(error)}{_named_switches()}") from error
 
     was_connected = ray.is_initialized()
     if not was_connected:
@@ -143,9 +147,10 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _switches_of_the_user() -> list[str]:
-    """Returns Ray's variables that are set and not set here."""
-    return [name for name in ray_switches() if name not in _SET_HERE]
+def _named_switches() -> str:
+    """Returns the end of a line that names the variables of Ray's that somebody else set."""
+    named = ", ".join(name for name in ray_switches() if name not in _SET_HERE)
+    return f"; unset what is not meant for this machine: {named}" if named else ""
 
 
 def _connect(address: str) -> None:
@@ -171,13 +176,11 @@ def _connect(address: str) -> None:
         )
     if problem := temporary_folder_problem():
         raise EspanError(f"Ray cannot start: {problem}")
-    switches = _switches_of_the_user()
     try:
         _start(quiet)
     except Exception as error:
-        what = f"Ray did not start on this machine: {_first_line(error)}"
-        named = f"; unset what is not meant for it: {', '.join(switches)}" if switches else ""
-        raise EspanError(f"{what}{named}; `espan doctor` checks ports, memory and disk") from error
+        what = f"Ray did not start on this machine: {_first_line(error)}{_named_switches()}"
+        raise EspanError(f"{what}; `espan doctor` checks ports, memory and disk") from error
 
 
 def _start(options: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def write_problem(error: BaseException, place: str | None, needed: int | None = 
     Args:
         error: what was raised; what it was raised from counts too.
         place: where the writing went, a path or a URL, if known; the error's own file is named instead if it
-            has one.
+            lies there.
         needed: bytes that were to be written there, if known.
     """
     number, file = _cause(error, place)
@@ -75,8 +75,7 @@ def _cause(error: BaseException, place: str | None) -> tuple[int | None, str | N
         if isinstance(each, EspanError):
             break  # which has said what it is about
         if isinstance(each, OSError) and each.errno in _REASONS:
-            name = each.filename if isinstance(each.filename, str | bytes) else None
-            return each.errno, os.fsdecode(name) if name else None
+            return each.errno, _file(each, place)
         if found := _NUMBER.search(str(each)):
             return int(found.group(1) or found.group(2)), None
         if place and not storage.is_remote(place) and _TORCH_WRITER.search(str(each)):
@@ -84,6 +83,17 @@ def _cause(error: BaseException, place: str | None) -> tuple[int | None, str | N
             if number is not None:
                 return number, None
     return None, None
+
+
+def _file(error: OSError, place: str | None) -> str | None:
+    """Returns the file that could not be written; of a copy that is the second one."""
+    name = error.filename2 or error.filename
+    if not isinstance(name, str | bytes) or not name:
+        return None
+    file = os.fsdecode(name)
+    if place is None or storage.is_remote(place) or error.errno not in _FULL:
+        return file
+    return file if Path(file).absolute().is_relative_to(storage.local_path(place).absolute()) else None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

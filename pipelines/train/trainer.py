@@ -64,10 +64,8 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
             context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
             job = replace(job, stage=stage.in_precision(choice.precision))
             outcome = run_workers(job, workers, live)
-    except EspanError:
-        # A disk may be full of it; the next run would write it anew.
-        CheckpointStore(job.checkpoints).remove_unfinished()
-        raise
+    except EspanError as error:
+        raise EspanError(f"{error}{_tidied(job)}") from error
     finally:
         live.close()
     if outcome["steps"] != stage.steps:
@@ -96,12 +94,15 @@ def run_workers(
     from ray.exceptions import RayError
     from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipelines.train.process_group import CheckedTorchConfig
     from pipelines.train.restarts import EndAtOnce, failure_config
     from pipelines.train.worker import train_loop_per_worker
 
-    events = ray.remote(num_cpus=0)(EventQueue).remote()
+    # Beside this process: a lost node must not take the queue along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = ray.remote(num_cpus=0, scheduling_strategy=here)(EventQueue).remote()
     on_gpu = workers.gpus > 0
     with _ray_train_folder() as folder:
         trainer = TorchTrainer(
@@ -122,7 +123,7 @@ def run_workers(
         try:
             outcome = _fit(trainer, events, live).return_value
         except (TrainingFailedError, RayError) as error:
-            raise _failure(error, job.output) from error
+            raise _failure(error, job) from error
         finally:
             ray.kill(events)
     return dict(outcome)
@@ -152,17 +153,24 @@ def _fit(trainer: Any, events: Any, live: LiveProgress) -> Result:
     return done[0]
 
 
-def _failure(error: Exception, output: str) -> EspanError:
+def _failure(error: Exception, job: TrainJob) -> EspanError:
     """Turns what Ray Train raises, a report of many lines, into one line, and keeps the report in a file."""
+    from ray.train import WorkerGroupError
+
     final = getattr(error, "controller_failure", None)
     if isinstance(final, FinalFailure):
-        return EspanError(final.line + (_kept(final.report, output) if final.report else ""))
+        return EspanError(final.line + (_kept(final.report, job.output) if final.report else ""))
     if isinstance(final, EspanError):  # what workers found before they began
         return final
     text = str(error)
     # The report ends with the traceback of a worker, and that with what happened.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return EspanError(f"training failed: {lines[-1] if lines else type(error).__name__}{_kept(text, output)}")
+    what = lines[-1] if lines else type(error).__name__
+    if isinstance(error, WorkerGroupError):
+        ranks = ", ".join(map(str, sorted(error.worker_failures)))
+        limit = f"max_failures: {job.stage.max_failures}"
+        what = f"workers ({ranks}) were lost more often than {limit} allows, the last time with: {what}"
+    return EspanError(f"training failed: {what}{_kept(text, job.output)}")
 
 
 def _kept(report: str, output: str) -> str:
@@ -173,6 +181,15 @@ def _kept(report: str, output: str) -> str:
     except OSError as error:  # a full disk, which may be what the report is about
         return f"; the report could not be written ({error})"
     return f"; the whole report is in {place}"
+
+
+def _tidied(job: TrainJob) -> str:
+    """Removes a half-written checkpoint, which the disk may be full of; returns what to add if it stays."""
+    try:
+        CheckpointStore(job.checkpoints).remove_unfinished()
+    except OSError as error:
+        return f"; unfinished checkpoints stay in {job.checkpoints} ({error})"
+    return ""
 
 
 @contextmanager

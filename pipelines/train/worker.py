@@ -27,6 +27,7 @@ from pipelines.train.job import MODEL_FOLDER, TrainJob
 from pipelines.train.layout import Layout
 from pipelines.train.metrics import METRICS_FILE, MetricsLog, read_metrics
 from pipelines.train.model import training_model, write_coverage
+from pipelines.train.preemptions import Preemptions
 from pipelines.train.sole_writer import sole_writer
 from pipelines.train.steps import Steps
 from pipelines.train.universal import UNIVERSAL_FOLDER, universal_copy
@@ -52,16 +53,20 @@ def train_loop_per_worker(config: Mapping[str, Any]) -> dict[str, Any]:
             events.put.remote(dict(event))
 
     job: TrainJob = config["job"]
+    preemptions = Preemptions()
     try:
-        return train(job, group, tell)
+        return train(job, group, tell, preemptions)
     except Exception as error:
         if restart_mends(error):
+            preemptions.wait_for_the_end()
             raise
         raise final_failure(error, job.output) from error
 
 
-def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
+def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | None = None) -> dict[str, Any]:
     """Trains `job` on the workers of `group`, all of which call this, and returns a summary.
+
+    A checkpoint is written every `checkpoint_every` steps, and when a node is announced to go away.
 
     Raises:
         EspanError: what would happen again after a restart; on every worker alike where one could have told
@@ -95,7 +100,8 @@ def train(job: TrainJob, group: Group, tell: Tell) -> dict[str, Any]:
                 tell(record)
                 if metrics:
                     metrics.write(record)
-            if step == stage.steps or step % stage.checkpoint_every == 0:
+            leaving = preemptions is not None and preemptions.announced()
+            if leaving or step == stage.steps or step % stage.checkpoint_every == 0:
                 if metrics:
                     metrics.publish()
                 with explained_writes(store.written_to(step), engine.checkpoint_bytes()):
