@@ -18,11 +18,14 @@ from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
 from pipelines.progress import Task
 from pipelines.stage import Context
+from pipelines.train.failures import final_failure, restart_mends
 from pipelines.worker_resources import check_room
 from tuning.study import StudyStage
 from tuning.trials import TRIAL_FILE, Outcome, Trial, read_outcome, run_trial
 
 _POLL_SECONDS = 2.0
+_FAILURE = "failure"
+"""What a trial that failed for good reports."""
 _TRIAL_MEMORY = 1 << 20
 """Bytes that a waiting trial reserves."""
 
@@ -108,8 +111,15 @@ def _run(
         field.name: getattr(context, field.name) for field in fields(context) if field.name != "progress"
     }
 
-    def trainable(config: dict[str, Any]) -> None:
-        run_trial(by_name[config["trial"]], stage.evaluate, Context(**parts))
+    def trainable(config: dict[str, Any]) -> dict[str, str]:
+        # What is raised starts the trial again, from its checkpoints: that is for lost machines.
+        try:
+            run_trial(by_name[config["trial"]], stage.evaluate, Context(**parts))
+        except Exception as error:
+            if restart_mends(error):
+                raise
+            return {_FAILURE: f"{config['trial']}: {final_failure(error, context.output)}"}
+        return {}
 
     folder = tempfile.mkdtemp(prefix="espan-ray-tune-")
     try:
@@ -121,15 +131,20 @@ def _run(
                 param_space={"trial": tune.grid_search(list(by_name))},
                 tune_config=tune.TuneConfig(max_concurrent_trials=stage.concurrent),
                 run_config=tune.RunConfig(
-                    name=context.name, storage_path=folder, verbose=0, callbacks=[Quiet()]
+                    name=context.name,
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[Quiet()],
+                    failure_config=tune.FailureConfig(max_failures=stage.train.max_failures),
                 ),
             ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if results.errors:
-        first = str(results.errors[0]).strip().splitlines()[-1]
+    failures = [str(result.metrics[_FAILURE]) for result in results if _FAILURE in (result.metrics or {})]
+    failures += [str(error).strip().splitlines()[-1] for error in results.errors]
+    if failures:
         raise EspanError(
-            f"{len(results.errors)} of {len(trials)} trials failed, the first with: {first}; "
+            f"{len(failures)} of {len(trials)} trials failed, the first with: {failures[0]}; "
             "what the others found is kept, and the next run goes on from there"
         )
 

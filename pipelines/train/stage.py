@@ -192,6 +192,7 @@ class TrainStage(Stage):
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
             "memory": needed if isinstance(needed, str) else f"about {bytes_text(needed)} a worker",
+            "restarts": self._restarts_text(),
             **self._parallel_plan(length, corpus.packing == "documents", micro_batches, context),
         }
 
@@ -215,6 +216,10 @@ class TrainStage(Stage):
                 f"{dealt} x {self.micro_batch_rows} rows in a micro-batch); the nearest that is: {nearest}",
             )
         return self.tokens_per_step // sequence_length
+
+    def _restarts_text(self) -> str:
+        taken = "any number of" if self.max_preemptions is None else f"up to {self.max_preemptions}"
+        return f"after up to {self.max_failures} losses of workers and {taken} preemptions of nodes"
 
     def _parallel_plan(
         self, length: int, packed: bool, micro_batches: int, context: CheckContext

@@ -129,9 +129,13 @@ def test_a_run_trains_amid_leftovers_and_ends_whole_when_its_terminal_does(
 
 
 def test_a_hangup_stops_a_run_unless_it_is_ignored_as_nohup_asks() -> None:
-    with pytest.raises(StopRequested) as stopped, stop_signals():
-        os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(60)
+    def hangs_up() -> None:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(60)
+
+    with pytest.raises(StopRequested) as stopped:
+        hangs_up()
     assert stopped.value.name == "SIGHUP"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -193,13 +197,24 @@ def test_a_folder_for_temporary_files_that_is_none_is_named(
         ray_session()
 
 
-def test_rays_variables_are_named_when_ray_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, no_session: None
-) -> None:
-    monkeypatch.setenv("RAY_USE_TLS", "1")
-    monkeypatch.setenv("RAY_TLS_SERVER_CERT", "/nowhere/cert.pem")
-    with pytest.raises(EspanError, match="unset what is not meant for it: RAY_TLS_SERVER_CERT, RAY_USE_TLS"):
-        ray_session()
+def test_rays_variables_are_named_when_ray_does_not_start() -> None:
+    program = """
+from pipelines.cluster_session import ray_session
+from pipelines.errors import EspanError
+try:
+    ray_session()
+except EspanError as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": ROOT, "RAY_NUM_REDIS_GET_RETRIES": "many", "RAY_USE_TLS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
+    assert done.stdout == (
+        "Ray does not start: invalid literal for int() with base 10: 'many'; unset what is not meant for "
+        "this machine: RAY_NUM_REDIS_GET_RETRIES, RAY_USE_TLS\n"
+    ), done.stderr
 
 
 class _Here(http.server.BaseHTTPRequestHandler):
