@@ -21,9 +21,8 @@ from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore
 from pipelines.evaluate.stage import EvaluateStage, PerplexitySection
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units, recall_units
 from pipelines.lineage import dependency_versions, machine
-from pipelines.models import ModelSource, resolve_model
+from pipelines.models import resolve_model
 from pipelines.precision import NoBfloat16Error, choose_precision, without_bf16
-from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
 from pipelines.tokenizers import pinned
 from pipelines.worker_resources import as_many_as_fit, check_room
@@ -45,10 +44,14 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
     choice = choose_precision(stage.precision, workers)
     windows = _windows(stage.perplexity, context) if stage.perplexity else None
     model = resolve_model(stage.model, context.inputs)
-    tokenizer = _recall_tokenizer(stage, model, context) if stage.recall else None
+    tokenizer = (stage.recall.tokenizer or model.tokenizer) if stage.recall else None
+    if stage.recall and tokenizer is None:
+        raise EspanError(
+            f"model '{stage.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
+        )
     scorer = Scorer(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer and pinned(tokenizer),
         attention=stage.attention,
         dtype=_DTYPES[choice.precision],
         seed=context.seed,
@@ -101,19 +104,6 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
 def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
     shards = context.inputs[keys.data].path if keys.data in context.inputs else keys.data
     return find_windows(keys.folder(shards), longest=max(keys.lengths), windows=keys.rows)
-
-
-def _recall_tokenizer(stage: EvaluateStage, model: ModelSource, context: Context) -> str:
-    """Returns the tokenizer of the prompts, the one that `EvaluateStage.recall_tokenizer` announced."""
-    given = stage.recall.tokenizer if stage.recall else None
-    found = given or model.tokenizer
-    if found is None and stage.perplexity:
-        data = stage.perplexity.data
-        shards = context.inputs[data].path if data in context.inputs else data
-        found = read_manifest(shards).tokenizer.reference
-    if found is None:
-        raise EspanError(f"model '{stage.model}' has no tokenizer, which recall needs; set recall.tokenizer")
-    return pinned(found)
 
 
 def _units(stage: EvaluateStage, windows: WindowSource | None) -> list[Unit]:

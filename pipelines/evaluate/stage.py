@@ -15,7 +15,7 @@ from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
 from pipelines.precision import Precision, choose_precision
-from pipelines.prepare.shards import MANIFEST, holdout_folder, read_manifest
+from pipelines.prepare.shards import MANIFEST, holdout_folder
 from pipelines.stage import CheckContext, Context, Section, Stage
 from pipelines.worker_resources import Reservation, as_many_as_fit, reserve
 
@@ -29,7 +29,7 @@ class RecallSection(Section):
         lengths: tokens in a prompt, its questions and answers included.
         samples: prompts of each task at each length.
         tasks: see `pipelines.needles`.
-        tokenizer: of the prompts; default: the model's own, and where it has none, that of `perplexity.data`.
+        tokenizer: of the prompts; default: the model's own.
     """
 
     lengths: Lengths
@@ -191,20 +191,15 @@ class EvaluateStage(Stage):
             return self.recall.tokenizer
         if self.model in context.earlier:
             return None
-        own = resolve_model(self.model, {}).tokenizer
-        if own is not None or self.perplexity is None:
-            return own
-        data = self.perplexity.data
-        if data in context.earlier:
-            return str(context.earlier[data].stage.model_dump()["tokenizer"])
-        return read_manifest(data).tokenizer.reference
+        return resolve_model(self.model, {}).tokenizer
 
     def _check_tokenizer(self, keys: RecallSection, context: CheckContext) -> None:
         found = self.recall_tokenizer(context)
         if found is None and self.model not in context.earlier:
             raise InvalidKeyError(
                 "recall.tokenizer",
-                f"recall needs a tokenizer, and {self.model} has none; name the one it was trained with here",
+                f"recall needs a tokenizer, and {self.model} has none of its own; name the one that it was "
+                "trained with (that of the data, as a rule) in recall.tokenizer",
             )
         if found is not None:
             try:
