@@ -43,7 +43,7 @@ class Mamba2HybridConfig(PreTrainedConfig):
     """
 
     model_type = "mamba2_hybrid"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers adds it to a list
 
     vocab_size: int = 50288
     hidden_size: int = 2560
