@@ -39,6 +39,7 @@ class WatchedSpan:
 
     def __init__(self, span: SpanConfig) -> None:
         self.span = span
+        self.draws = span.draws
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def bind(self, *, layer: int, step: int) -> Attention:

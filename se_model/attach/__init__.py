@@ -1,6 +1,6 @@
 """Any attention of this package in any transformers causal language model."""
 
-from se_model.attach.attachment import attach, attached, attention_layers, detach, set_step
+from se_model.attach.attachment import attach, attached, attention_layers, detach, get_step, set_step
 from se_model.attach.packing import packing_refusal
 from se_model.attach.parallel import check_parallel
 
@@ -10,6 +10,7 @@ __all__ = [
     "attention_layers",
     "check_parallel",
     "detach",
+    "get_step",
     "packing_refusal",
     "set_step",
 ]

@@ -99,15 +99,27 @@ def attached(model: nn.Module) -> AttentionConfig | None:
 
 
 def set_step(model: nn.Module, step: int) -> None:
-    """Set the counter of forward calls from which chunk sizes and random blocks are drawn (0 after `attach`).
+    """Give the next forward call of training a number, from which chunk sizes and random blocks are drawn.
 
-    Set it before each forward of training and leave it until that forward's backward is done: activation
-    checkpointing runs the layers again, and draws the same only for the same step.
+    The attached model counts its forward calls in training mode with gradients by itself, from 0 after
+    `attach`. The count is in no checkpoint: to go on as if training had not stopped, save `get_step(model)`
+    beside the weights and set it again (`TrainerSteps` does that for transformers' `Trainer`). Activation
+    checkpointing repeats each call with its own number, however many were made since.
 
     Raises:
         ValueError: if nothing is attached.
     """
-    _attachment_of(model).step = step
+    attachment = _attachment_of(model)
+    attachment.step = attachment.running = step
+
+
+def get_step(model: nn.Module) -> int:
+    """The number that the next forward call of training has; see `set_step`.
+
+    Raises:
+        ValueError: if nothing is attached.
+    """
+    return _attachment_of(model).step
 
 
 def attention_layers(model: nn.Module) -> list[tuple[str, Any]]:

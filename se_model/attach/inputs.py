@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from se_model.attach.draws import number_call
 from se_model.attach.marks import Attachment
 from se_model.loss import packed_position_ids
 from se_model.recurrence import handles_packing, refuse_without_shards
@@ -28,13 +29,13 @@ def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: st
     token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]).
 
     attachment: is told whether the call is packed or a shard, so that a layer that hears nothing of it
-    refuses;
+    refuses, and counts the calls that train;
     packing_refusal: why the model cannot keep packed documents apart; None where it can.
 
     Raises, at a call:
         ValueError: for an attention mask that is not [B, Lk], for packed documents that the model would
-            run across, for a shard of a row that some layer would not look beyond, and where packing is told
-            in a way that transformers does not read.
+            run across, for a shard of a row that some layer would not look beyond, where packing is told
+            in a way that transformers does not read, and where a backward pass repeats the whole decoder.
     """
     hook = partial(_look_at, attachment=attachment, packing_refusal=packing_refusal)
     return decoder.register_forward_pre_hook(hook, with_kwargs=True)
@@ -50,6 +51,15 @@ def _look_at(
 ) -> Call:
     parameters = inspect.signature(decoder.forward).parameters
     call = dict(zip(parameters, args, strict=False)) | kwargs
+    _complete(decoder, call, attachment, packing_refusal)
+    number_call(decoder, call, attachment)
+    return (), call
+
+
+def _complete(
+    decoder: nn.Module, call: dict[str, Any], attachment: Attachment, packing_refusal: str | None
+) -> None:
+    parameters = inspect.signature(decoder.forward).parameters
     mask, positions, cu_seqlens = (
         call.get("attention_mask"),
         call.get("position_ids"),
@@ -61,7 +71,7 @@ def _look_at(
     attachment.sharded = call.get("shard") is not None
     if attachment.sharded:
         refuse_without_shards(decoder)
-        return (), call
+        return
     restarting = cu_seqlens is None and _restart(positions, mask)
     attachment.packed = cu_seqlens is not None or restarting
     if attachment.packed and packing_refusal:
@@ -82,7 +92,6 @@ def _look_at(
     elif positions is None and mask is not None and "position_ids" in parameters and not bool(mask.all()):
         new = _tokens(call).shape[1]
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
-    return (), call
 
 
 def _tokens(call: dict[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_model.attach.draws import step_of
 from se_model.attach.marks import MARK, DecodedRun, LayerMark
 from se_model.attentions import Attention, AttentionConfig
 from se_model.parallel import SequenceShard
@@ -36,13 +37,15 @@ def forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     shard: SequenceShard | None = None,
+    draw: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The registered function (transformers 5.23, `integrations/sdpa_attention.py` has the same signature).
 
     query: [B, H, Lq, D]; key, value: [B, G, Lk, D], with Lk > Lq while decoding; attention_mask: what
     `real_tokens_or_documents` returned; shard: says that the tokens are a part of a row over several ranks,
-    and what its documents are. Returns ([B, Lq, H, D], None).
+    and what its documents are; draw: the number of the forward call, in training (`draws.py`). Returns
+    ([B, Lq, H, D], None).
     """
     mark: LayerMark | None = getattr(module, MARK, None)
     if mark is None:
@@ -55,13 +58,12 @@ def forward(
     if cu_seqlens is None:
         cu_seqlens = kwargs.get("cu_seq_lens_q")  # what transformers' own collator calls it
     span = _decodes_with_span(mark.attachment.config)
+    step = step_of(module, mark.attachment, draw)
     if shard is not None:
         _refuse_beside_a_shard(module, query, key, attention_mask, cu_seqlens, shard)
         config = mark.attachment.config
         attend = parallel_attention(config.kind)
-        output = attend(
-            config, query, key, value, shard, layer=mark.layer, step=mark.attachment.step, scale=scaling
-        )
+        output = attend(config, query, key, value, shard, layer=mark.layer, step=step, scale=scaling)
         return output.transpose(1, 2).contiguous(), None
     mark.attachment.refuse_unheard_shard(module)
     if key.shape[2] != query.shape[2]:
@@ -72,7 +74,7 @@ def forward(
         else:
             output = _continue_span(mark, span, query, key, value, attention_mask, scaling)
     else:
-        attention = mark.attachment.config.bind(layer=mark.layer, step=mark.attachment.step)
+        attention = mark.attachment.config.bind(layer=mark.layer, step=step)
         runs = _runs(query, attention_mask, cu_seqlens)
         if mark.attachment.packed and all(run.cu_seqlens is None for run in runs):
             raise ValueError(
@@ -228,7 +230,7 @@ def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
 def _start_span(
     mark: LayerMark, span: SpanConfig, run: _Run, tokens: list[Tensor], scale: float | None
 ) -> DecodedRun:
-    options = span.options(layer=mark.layer, step=mark.attachment.step)
+    options = span.options(layer=mark.layer, step=mark.attachment.running)
     q, k, v = tokens
     return DecodedRun(run.rows, run.start, start_decoding(q, k, v, options, scale=scale))
 
@@ -250,7 +252,7 @@ def _continue_span(
         new = slice(max(0, run.start - cached), max(0, run.end - cached))
         q, (k, v) = query[run.rows, :, new], _tokens_of(run, key, value)
         if run.start >= cached:  # The row was padding alone until now.
-            attention = span.bind(layer=mark.layer, step=attachment.step)
+            attention = span.bind(layer=mark.layer, step=attachment.running)
             output[run.rows, :, new] = attention(q, k, v, scale=scale)
             decoded.append(_start_span(mark, span, run, [q, k, v], scale))
             continue

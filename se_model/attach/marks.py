@@ -29,6 +29,9 @@ class Attachment:
     `decoding` holds, for `SpanConfig(decoding="span")` alone, what each layer (by its ordinal) needs to go on
     where its last forward in evaluation mode without gradients stopped: one state, which the next prefill
     replaces, and `attach` and `detach` drop.
+
+    `step` is how many forward calls training has made, `running` the number of the one that runs, or ran last
+    (see `draws.py`).
     """
 
     config: AttentionConfig
@@ -36,6 +39,7 @@ class Attachment:
     packed: bool = False  # the call that is running, or ran last
     sharded: bool = False  # likewise: its tokens are a part of a row over several ranks
     step: int = 0
+    running: int = 0
     decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
 
     def refuse_unheard_shard(self, module: nn.Module) -> None:

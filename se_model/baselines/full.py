@@ -48,6 +48,7 @@ class FullConfig:
     """Full causal attention; there is nothing to configure."""
 
     kind: ClassVar[str] = "full"
+    draws: ClassVar[bool] = False
 
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer in one forward call: the same for all."""

@@ -28,6 +28,11 @@ class NoMemoryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_sizes", as_chunk_sizes(self.chunk_sizes))
 
+    @property
+    def draws(self) -> bool:
+        """Whether there are several chunk sizes to draw from."""
+        return len(as_chunk_sizes(self.chunk_sizes)) > 1
+
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer in one forward call, its chunk size drawn."""
         size = draw_chunk_size(as_chunk_sizes(self.chunk_sizes), seed=self.seed, step=step, layer=layer)

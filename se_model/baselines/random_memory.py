@@ -83,6 +83,7 @@ class RandomConfig:
     """
 
     kind: ClassVar[str] = "random"
+    draws: ClassVar[bool] = True
 
     chunk_sizes: int | Sequence[int] = (2048, 4096)
     block_size: int = 32

@@ -86,6 +86,7 @@ class S2Config:
     """
 
     kind: ClassVar[str] = "s2"
+    draws: ClassVar[bool] = False
 
     group_size: int | None = None
 

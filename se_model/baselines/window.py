@@ -82,6 +82,7 @@ class SlidingWindowConfig:
     """
 
     kind: ClassVar[str] = "window"
+    draws: ClassVar[bool] = False
 
     window: int
 

@@ -63,6 +63,11 @@ class SpanConfig:
         if self.backend != "auto":
             find_backend(self.backend)
 
+    @property
+    def draws(self) -> bool:
+        """Whether there are several chunk sizes to draw from."""
+        return len(as_chunk_sizes(self.chunk_sizes)) > 1
+
     def chunk_size(self, *, layer: int, step: int) -> int:
         """The chunk size that a layer uses in a forward call."""
         return draw_chunk_size(as_chunk_sizes(self.chunk_sizes), seed=self.seed, step=step, layer=layer)

@@ -26,6 +26,11 @@ class AttentionConfig(Protocol):
 
     kind: ClassVar[str]
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn at random: whether what `bind` gives depends on the step."""
+        ...
+
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer in one forward call.
 
