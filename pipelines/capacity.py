@@ -110,7 +110,7 @@ class Capacity:
         return f"the resources of node type {', '.join(bare)} are not in its configuration" if bare else ""
 
 
-def capacity() -> Capacity:
+def expected_capacity() -> Capacity:
     """Returns what a run of this process would have: the cluster that it is part of or told of, else this
     machine, which is looked at without starting Ray.
 

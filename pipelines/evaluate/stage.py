@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipelines import storage, tokenizers
 from pipelines.attention import Attention, FullSection
-from pipelines.capacity import Capacity, capacity
+from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
@@ -166,7 +166,7 @@ class EvaluateStage(Stage):
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
         """What workers reserve, in which precision, how many tokens they score, by what is measured."""
-        there = capacity()
+        there = expected_capacity()
         workers = self.reservation(there)
         count = self.workers or as_many_as_fit(workers.resources, there)
         plan = {

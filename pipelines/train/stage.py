@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from pipelines import storage
 from pipelines.attention import Attention
-from pipelines.capacity import Capacity, capacity
+from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.machine import bytes_text, total_memory
 from pipelines.models import check_model, external_files, plan_of_model
@@ -169,7 +169,7 @@ class TrainStage(Stage):
         """What workers reserve, their precision; shapes of a step, length of the training, memory of a
         worker; who shares rows, and at what cost.
         """
-        workers = self.reservation(capacity())
+        workers = self.reservation(expected_capacity())
         choice = choose_precision(self.precision, workers)
         return {
             "workers": str(workers),
