@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.cluster_session import OWN, cluster_address, ray_session
 from pipelines.machine import cpu_count, gpus, total_memory
-from pipelines.node_types import HEAD_RESOURCE, AutoscalerTypes, autoscaler_types
+from pipelines.node_types import HEAD_RESOURCE, UNLIMITED, AutoscalerTypes, autoscaler_types
 
 _ACCELERATOR_RESOURCE = "accelerator_type:"  # Ray gives a node one unit of `accelerator_type:H100`
 _ACCELERATOR_LABEL = "ray.io/accelerator-type"
@@ -57,9 +57,10 @@ class NodeType:
         )
         kind = f" ({self.accelerator})" if self.accelerator else ""
         if self.scaled:
-            most = "1 node" if self.most == 1 else f"{self.most} nodes"
+            most = "up to 1 node" if self.most == 1 else f"up to {self.most} nodes"
+            most = "any number of nodes" if self.most >= UNLIMITED else most
             now = "1 is up now" if self.up == 1 else f"{self.up} are up now"
-            return f"node type {self.name} can have up to {most} of {{{shape}}}{kind}; {now}"
+            return f"node type {self.name} can have {most} of {{{shape}}}{kind}; {now}"
         return f"{self.up} {'node has' if self.up == 1 else 'nodes have'} {{{shape}}}{kind}"
 
 

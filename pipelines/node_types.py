@@ -17,6 +17,9 @@ from typing import Any
 HEAD_RESOURCE = "node:__internal_head__"
 """What the head alone has one of."""
 
+UNLIMITED = 1 << 31
+"""Stands for nodes without number."""
+
 _HEAD_SECONDS = 120.0
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -92,13 +95,12 @@ def _reported() -> AutoscalerTypes | None:
     found = state.get_cluster_config()
     if found is None or not found.node_group_configs:
         return None
-    unlimited = 1 << 31
     return AutoscalerTypes(
         {
             group.name: {
                 "resources": dict(group.resources),
                 "min_workers": group.min_count,
-                "max_workers": unlimited if group.max_count < 0 else group.max_count,
+                "max_workers": UNLIMITED if group.max_count < 0 else group.max_count,
             }
             for group in found.node_group_configs
         }

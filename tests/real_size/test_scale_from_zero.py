@@ -42,13 +42,22 @@ for name in sys.argv[1:]:
     found["said"][name] = said.getvalue()
 
 import ray
+from pipelines.capacity import cluster_capacity
 from pipelines.node_types import autoscaler_types
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
 groups = ray.util.placement_group_table().values()
 found["bundles"] = [list(group["bundles"].values()) for group in groups]
 # A worker node is not where the autoscaler's configuration lies.
 asked_elsewhere = ray.remote(num_gpus=1)(lambda: autoscaler_types(ray.nodes()))
 found["types"] = sorted(ray.get(asked_elsewhere.remote()).configured)
+# What managed services do, and Ray's own autoscalers do not: tell the control store.
+told = ClusterConfig(
+    node_group_configs=[NodeGroupConfig(name="managed", resources={"CPU": 4, "GPU": 1}, max_count=-1)]
+)
+GcsClient(ray.get_runtime_context().gcs_address).report_cluster_config(told.SerializeToString())
+found["told"] = str(cluster_capacity().node_types[0])
 found["nodes"] = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
 print(json.dumps(found))
 """
@@ -100,6 +109,7 @@ def test_workers_ask_an_autoscaler_for_gpus_and_one_that_gets_none_ends_the_stag
         assert "finds no CUDA device there" in error
         assert "\n" not in error
     assert found["types"] == ["gpu", "ray.head.default"]
+    assert found["told"] == "node type managed can have any number of nodes of {CPU: 4, GPU: 1}; 0 are up now"
 
 
 def cluster(*types: NodeType, **keys: Any) -> Capacity:
