@@ -133,7 +133,12 @@ def temporary_files() -> Check:
     folder, variable = temporary_folder()
     if problem := temporary_folder_problem():
         return Check("tmp", problem, True)
-    return Check("tmp", folder if variable == folder else f"{folder} ({variable})")
+    free = free_disk(folder)
+    advice = (
+        "" if free >= GIB else f"Ray's logs and what it moves out of memory want {bytes_text(GIB)} or more"
+    )
+    named = folder if variable == folder else f"{folder} ({variable})"
+    return Check("tmp", f"{bytes_text(free)} free at {named}", False, advice)
 
 
 def open_files() -> Check:

@@ -102,7 +102,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         # Ray wraps what a remote task raised in an error of its own.
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = getattr(error, "cause", None) or error.__cause__
 
 
 def _probe(place: str) -> int | None:

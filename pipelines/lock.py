@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pipelines import storage
+from pipelines.disk import explained_writes
 from pipelines.errors import EspanError, WorkspaceBusyError
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,9 @@ def _file_lock(workspace: str) -> Iterator[_FileLock]:
             raise EspanError(
                 f"{workspace} cannot be locked ({error}); use a folder on a local disk"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
+        with explained_writes(workspace):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
         yield _FileLock()
     finally:
         os.close(descriptor)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class StopRequested(BaseException):
     """A signal asked to stop. Not an `Exception`, so that no handler on the way takes it for a failure."""
@@ -29,7 +27,7 @@ class StopRequested(BaseException):
 def stop_signals() -> Iterator[None]:
     """Turns the first SIGINT, SIGTERM or SIGHUP into `StopRequested`; the second ends the process at once.
 
-    A signal that is ignored stays ignored: that is how `nohup` asks to go on without a terminal.
+    A SIGHUP that is ignored stays ignored: that is how `nohup` asks to go on without a terminal.
 
     Inside the body all raise `KeyboardInterrupt`, the only exception from a signal handler that Ray's
     waiting calls let through (ray 2.60, `_raylet.pyx: check_signals`); after others they wait on. Ray takes
@@ -39,8 +37,9 @@ def stop_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    numbers = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    numbers = [signal.SIGINT, signal.SIGTERM, *hangup]
+    before = {number: signal.getsignal(number) for number in numbers}
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -56,5 +55,5 @@ def stop_signals() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise StopRequested(received[0] if received else signal.SIGINT) from None
     finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)

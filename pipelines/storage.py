@@ -109,8 +109,10 @@ def write_bytes_atomic(place: str, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)  # a failed write names no file by itself
         raise
     _sync_folder(target.parent)
 

@@ -38,8 +38,8 @@ _RENDEZVOUS = frozenset(
         *("CROSS_RANK", "CROSS_SIZE", "AZUREML_EXPERIMENT_ID", "SM_TRAINING_ENV", "DLTS_JOB_ID"),
     }
 )
-_SET_BY_RAY_TRAIN = _RENDEZVOUS | {"ACCELERATE_TORCH_DEVICE"}
-"""What Ray Train (2.60, `train/torch/config.py`) sets anew in every worker."""
+_OF_A_PROCESS_GROUP = _RENDEZVOUS | {"ACCELERATE_TORCH_DEVICE"}
+"""What Ray Train (2.60, `train/torch/config.py`) sets anew in every worker, among others."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -53,15 +53,20 @@ def leftovers(environment: MutableMapping[str, str] | None = None) -> list[str]:
     return sorted(name for name in names if name in _RENDEZVOUS or name.startswith(_LAUNCHERS))
 
 
-def forget_launchers(*, in_worker: bool = False) -> None:
+def forget_launchers() -> None:
     """Removes what other launchers left in this process's environment; it would be taken for this run's own.
 
-    Args:
-        in_worker: this is a Ray Train worker, which has ranks and an address of Ray's.
+    A process that belongs to a process group, as Ray Train's workers do, keeps what that was made from.
     """
+    grouped = _in_process_group()
     for name in leftovers():
-        if not (in_worker and name in _SET_BY_RAY_TRAIN):
+        if not (grouped and name in _OF_A_PROCESS_GROUP):
             del os.environ[name]
+
+
+def _in_process_group() -> bool:
+    distributed = sys.modules.get("torch.distributed")  # not imported for the question's sake
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def reach_loopback_directly(*urls: str) -> None:
@@ -70,7 +75,7 @@ def reach_loopback_directly(*urls: str) -> None:
         return
     named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host for host in (part.strip() for part in named.split(",")) if host]
-    wanted = [*LOOPBACK, *(host for url in urls if is_loopback(host := urlsplit(url).hostname or ""))]
+    wanted = [*LOOPBACK, *(host for url in urls if is_loopback(host := _host(url)))]
     hosts += [host for host in dict.fromkeys(wanted) if host not in hosts]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
@@ -86,6 +91,13 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # half an address
+        return ""
+
+
 def proxy_variable(scheme: str) -> str | None:
     """Returns the variable that names a proxy for a scheme (`http`, `https`), or None."""
     names = (f"{scheme}_proxy", "all_proxy")
@@ -96,7 +108,9 @@ def proxy_for(url: str) -> str | None:
     """Returns the variable whose proxy a request to `url` goes through, or None if it goes directly."""
     from requests.utils import should_bypass_proxies
 
-    return None if should_bypass_proxies(url, None) else proxy_variable(urlsplit(url).scheme)
+    return (
+        None if not _host(url) or should_bypass_proxies(url, None) else proxy_variable(urlsplit(url).scheme)
+    )
 
 
 def ray_switches() -> list[str]:

@@ -44,7 +44,7 @@ def train_loop_per_worker(config: Mapping[str, Any]) -> dict[str, Any]:
         FinalFailure: what a restart of the workers would not mend. One worker's is enough: Ray Train ends the
             others, which may wait for it in an exchange.
     """
-    forget_launchers(in_worker=True)
+    forget_launchers()
     group = ray_train_group()
     events = config["events"]
 
@@ -101,6 +101,8 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
                 if metrics:
                     metrics.write(record)
             leaving = preemptions is not None and preemptions.announced()
+            if leaving:
+                tell({"message": f"a node is about to be taken away: writing a checkpoint of step {step}"})
             if leaving or step == stage.steps or step % stage.checkpoint_every == 0:
                 if metrics:
                     metrics.publish()

@@ -112,6 +112,19 @@ def test_the_given_address_goes_before_the_environment(
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:1"
 
 
+def test_no_proxy_stands_before_a_head_on_this_machine(
+    espan: Command, python_job: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    job = python_job("print('reached')")
+    assert espan("logs", job, "--follow").stdout == "reached\n"
+    assert espan("status", job).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("address", "reason"),
     [

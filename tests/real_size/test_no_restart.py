@@ -23,15 +23,10 @@ from pipelines.disk import explained_writes, write_problem
 from pipelines.errors import EspanError
 from pipelines.prepare.shards import write_shard
 from pipelines.train.failures import FinalFailure, final_failure, restart_mends
-from pipelines.train.group import Group
-from pipelines.train.job import TrainJob
 from pipelines.train.restarts import EndAtOnce
-from tests.pipelines.train.conftest import ROOT, MakeJob, Workers, write_corpus
-from tests.pipelines.train.conftest import alone as alone
+from tests.pipelines.train.conftest import ROOT, MakeJob, write_corpus
 from tests.pipelines.train.conftest import corpus as corpus
 from tests.pipelines.train.conftest import make_job as make_job
-from tests.pipelines.train.conftest import two_workers as two_workers
-from tests.pipelines.train.test_training import metrics, train_silently
 
 ROWS, LENGTH = 4, 64
 PATIENCE_SECONDS = 400
@@ -78,21 +73,22 @@ def model_that_looks_back_less_far(folder: Path) -> Path:
 
 
 def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
-    make_job: MakeJob, alone: Group, tmp_path: Path
+    make_job: MakeJob, tmp_path: Path
 ) -> None:
     bug = make_job("bug", data=str(corpus_with_a_word_that_does_not_exist(tmp_path / "bad")), workers=2)
     refused = make_job("refused", model=str(model_that_looks_back_less_far(tmp_path / "mistral")), steps=1)
     # The first checkpoint (about 470 KiB) fits; the second, which is written beside it, does not.
     small_disk = tmp_path / "disk"
     keys = {"steps": 3, "checkpoint_every": 1, "tokens_per_step": 64}
-    full, undisturbed = make_job("full", **keys).stage, make_job("undisturbed", **keys)
+    full, undisturbed = make_job("full", **keys), make_job("undisturbed", **keys)
     mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small_disk)]
     enlarge = ["mount", "-o", "remount,size=64m", str(small_disk)]
     runs = [
         (bug.stage, bug.output, []),
         (refused.stage, refused.output, []),
-        (full, str(small_disk / "run"), [["mkdir", str(small_disk)], mount]),
-        (full, str(small_disk / "run"), [enlarge]),
+        (full.stage, str(small_disk / "run"), [["mkdir", str(small_disk)], mount]),
+        (full.stage, str(small_disk / "run"), [enlarge]),
+        (undisturbed.stage, undisturbed.output, []),
     ]
     (tmp_path / "runs").write_bytes(pickle.dumps(runs))
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
@@ -102,8 +98,6 @@ def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
         command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=PATIENCE_SECONDS
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    train_silently(alone, undisturbed)
-    losses = metrics(undisturbed, "loss").flatten().tolist()
     lines = done.stdout.splitlines()
     said = [lines[start : start + 4] for start in range(0, len(lines), 4)]
     one_start, no_steps = "1", "[]"
@@ -127,33 +121,10 @@ def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
         r"again to go on",
         line,
     )
-    assert rest == ["['step-00000001']", one_start, str(losses[:2])]
-
-    assert said[3] == ["trained", "['step-00000002', 'step-00000003']", "2", str(losses)]
-
-
-def refuses(group: Group, job: TrainJob) -> str:
-    def action() -> None:
-        if group.rank == 1:
-            raise {"bug": TypeError, "lost": ConnectionResetError}[job.output.rpartition("/")[2]]("who")
-
-    try:
-        group.agree(action)
-    except Exception as error:
-        return f"{type(error).__name__} {restart_mends(error)} {error}"
-    return "nothing"
-
-
-def test_any_failure_of_one_worker_before_training_is_told_to_all(
-    make_job: MakeJob, two_workers: Workers
-) -> None:
-    told, own = two_workers.run(refuses, make_job("bug", workers=2))
-    assert re.fullmatch(r"FinalFailure False TypeError: who \(in \S+test_no_restart.py, line \d+\)", told)
-    assert own == "TypeError False who"
-    assert two_workers.run(refuses, make_job("lost", workers=2)) == [
-        "ConnectionError True who",
-        "ConnectionResetError True who",
-    ]
+    assert rest[:2] == ["['step-00000001']", one_start]
+    losses = said[4][-1]
+    assert said[4] == ["trained", "['step-00000002', 'step-00000003']", one_start, losses]
+    assert said[3] == ["trained", "['step-00000002', 'step-00000003']", "2", losses]
 
 
 def lost_connection() -> Exception:

@@ -65,7 +65,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch, dead_port: int) -> str:
         monkeypatch.setenv(name, url)
         monkeypatch.setenv(name.upper(), url)
     for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile goes again
+        monkeypatch.delenv(name)
     return url
 
 
@@ -146,14 +147,18 @@ def test_a_hangup_stops_a_run_unless_it_is_ignored_as_nohup_asks() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_workers_keep_the_ranks_that_ray_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_process_group_keeps_the_ranks_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LEFTOVERS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    surroundings.forget_launchers(in_worker=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.distributed.is_initialized", lambda: True)
+        surroundings.forget_launchers()
     kept = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"}
     assert set(surroundings.leftovers()) == kept
-    surroundings.forget_launchers()
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.distributed.is_initialized", lambda: False)
+        surroundings.forget_launchers()
     assert surroundings.leftovers() == []
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
@@ -224,6 +229,11 @@ class _Here(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"here")
 
     def log_message(self, *words: object) -> None: ...
+
+
+def test_half_an_address_is_nobodys(proxy: str) -> None:
+    surroundings.reach_loopback_directly("http://[::1")
+    assert surroundings.proxy_for("http://[::1") is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.7", "0.0.0.0"])

@@ -1,5 +1,6 @@
 """What training computes, whoever computes it: against a plain loop, over ZeRO stages, over workers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipelines.prepare.shards import ShardReader
 from pipelines.train.batches import BatchPlan, RowOrder, model_input, target_count
 from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.engine import Engine, decay_groups
+from pipelines.train.failures import restart_mends
 from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
 from pipelines.train.metrics import read_metrics
@@ -210,6 +212,30 @@ def fails_on_the_second(group: Group, job: TrainJob) -> str:
     except EspanError as error:
         return str(error)
     return "nothing"
+
+
+def refuses(group: Group, job: TrainJob) -> str:
+    def action() -> None:
+        if group.rank == 1:
+            raise {"bug": TypeError, "lost": ConnectionResetError}[job.output.rpartition("/")[2]]("who")
+
+    try:
+        group.agree(action)
+    except Exception as error:
+        return f"{type(error).__name__} {restart_mends(error)} {error}"
+    return "nothing"
+
+
+def test_any_failure_of_one_worker_before_training_is_told_to_all(
+    make_job: MakeJob, two_workers: Workers
+) -> None:
+    told, own = two_workers.run(refuses, make_job("bug", workers=2))
+    assert re.fullmatch(r"FinalFailure False TypeError: who \(in \S+test_training.py, line \d+\)", told)
+    assert own == "TypeError False who"
+    assert two_workers.run(refuses, make_job("lost", workers=2)) == [
+        "ConnectionError True who",
+        "ConnectionResetError True who",
+    ]
 
 
 def test_a_model_with_too_few_words_is_refused(make_job: MakeJob, alone: Group) -> None:
