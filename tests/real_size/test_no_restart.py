@@ -29,7 +29,7 @@ from tests.pipelines.train.conftest import corpus as corpus
 from tests.pipelines.train.conftest import make_job as make_job
 
 ROWS, LENGTH = 4, 64
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 560
 
 DRIVER = """
 import pickle, subprocess, sys

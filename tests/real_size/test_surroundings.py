@@ -126,7 +126,7 @@ def test_a_run_trains_amid_leftovers_and_ends_whole_when_its_terminal_does(
     assert process.returncode == 128 + signal.SIGHUP, printed
     assert "stopped by SIGHUP; run the same command again to go on from there" in printed
     assert [each.name() for each in alive] == []
-    assert any("raylet" in str(each) for each in gone)
+    assert len(gone) >= 6  # Ray's own processes, the controller, two workers
 
 
 def test_a_hangup_stops_a_run_unless_it_is_ignored_as_nohup_asks() -> None:
