@@ -35,6 +35,9 @@ _SET_HERE = frozenset(
     }
 )
 
+_OF_ANOTHER_CLUSTER = ("RAY_REDIS_ADDRESS", "RAY_external_storage_namespace")
+"""Where a cluster that outlives its head keeps its state; a Ray (2.60) that finds none there aborts."""
+
 OWN = "local"
 """The address that stands for a cluster of this process's own."""
 
@@ -174,6 +177,8 @@ def _connect(address: str) -> None:
             f"too little memory to start Ray: {bytes_text(free)} free, {bytes_text(LEAST_MEMORY)} needed; "
             "close other programs or use a larger machine"
         )
+    for name in _OF_ANOTHER_CLUSTER:
+        os.environ.pop(name, None)
     if problem := temporary_folder_problem():
         raise EspanError(f"Ray cannot start: {problem}")
     try:

@@ -111,7 +111,7 @@ def write_bytes_atomic(place: str, content: bytes) -> None:
         os.replace(temporary, target)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(target)  # a failed write names no file by itself
         raise
     _sync_folder(target.parent)
