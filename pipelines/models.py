@@ -183,16 +183,20 @@ def external_files(reference: str) -> tuple[str, ...]:
 
     A name that may be on the model hub comes back marked (`hub.MARK`): its commit stands for its content.
     """
-    if assets.is_builtin(reference):
-        return (str(assets.builtin(reference)),)
-    if not is_place(reference):
-        return (hub.MARK + reference,)
-    source = resolve_model(reference, {}) if storage.exists(reference) else ModelSource(reference)
-    parts = [part for part in (source.base, source.adapter) if part not in (None, reference)]
+    if not is_place(reference) or not storage.exists(reference):
+        return (_content_of(reference),)
+    source = resolve_model(reference, {})
+    parts = [part for part in (source.base, source.adapter) if part is not None]
     model_file = storage.join(reference, MODEL_FILE)
-    # A train stage's folder holds far more than the model: checkpoints, for one.
-    own = model_file if storage.exists(model_file) else reference
-    return (own, *(place for part in parts for place in external_files(str(part))))
+    if reference not in parts and storage.exists(model_file):
+        parts.append(model_file)  # all of a train stage's folder would be its checkpoints, too
+    return tuple(map(_content_of, parts))
+
+
+def _content_of(place: str) -> str:
+    if assets.is_builtin(place):
+        return str(assets.builtin(place))
+    return place if is_place(place) or storage.exists(place) else hub.MARK + place
 
 
 def plan_of_model(reference: str, context: CheckContext) -> dict[str, str]:
@@ -234,24 +238,26 @@ def _base_of_adapter(reference: str) -> ModelSource:
         raise EspanError(
             f"{file}: the adapter names no base model; give its folder or hub name in base_model_name_or_path"
         )
-    if assets.is_builtin(base):
-        return resolve_model(base, {})
-    if not is_place(base):
-        revision = configuration.get("revision")
-        try:
-            return resolve_model(f"{base}@{revision}" if revision and "@" not in base else base, {})
-        except EspanError as error:
-            raise EspanError(f"{file}: the base model {base} is no folder here, and {error}") from error
-    if not storage.is_folder(base):
+    if is_place(base) and not storage.is_folder(base):
         raise EspanError(
             f"{file}: the base model {base} of the adapter is not there; correct base_model_name_or_path"
         )
-    adapts_an_adapter = storage.exists(storage.join(base, ADAPTER_CONFIG_FILE))
-    if adapts_an_adapter or (source := resolve_model(base, {})).adapter is not None:
-        raise EspanError(
-            f"{file}: the base model {base} is an adapter itself; export it merged, and adapt that"
-        )
+    if is_place(base) and storage.exists(storage.join(base, ADAPTER_CONFIG_FILE)):
+        raise EspanError(_adapts_an_adapter(file, base))
+    revision = configuration.get("revision")
+    if hub.is_hub_name(base) and not is_place(base) and revision and "@" not in base:
+        base = f"{base}@{revision}"
+    try:
+        source = resolve_model(base, {})
+    except EspanError as error:
+        raise EspanError(f"{file}: the base model {base} is not to be had: {error}") from error
+    if source.adapter is not None:
+        raise EspanError(_adapts_an_adapter(file, base))
     return source
+
+
+def _adapts_an_adapter(file: str, base: str) -> str:
+    return f"{file}: the base model {base} is an adapter itself; export it merged, and adapt that"
 
 
 def _read_model_file(folder: str) -> ModelSource:

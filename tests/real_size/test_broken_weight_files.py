@@ -187,7 +187,10 @@ ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "BASE", "task_type": 
         ({"base_model_name_or_path": " "}, "the adapter names no base model"),
         ({"base_model_name_or_path": 7}, "the adapter names no base model"),
         ({"base_model_name_or_path": "/no/such/base"}, "the base model /no/such/base of the adapter is not"),
-        ({"base_model_name_or_path": "no-such/base"}, "the base model no-such/base is no folder here, and"),
+        (
+            {"base_model_name_or_path": "no-such/base"},
+            "the base model no-such/base is not to be had: .* not in the local cache",
+        ),
         ({"base_model_name_or_path": "ITSELF"}, "is an adapter itself"),
         ({"peft_type": "IA3"}, "an adapter of kind IA3; only LORA"),
         ({"peft_type": None}, "an adapter of kind None; only LORA"),

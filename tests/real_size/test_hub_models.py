@@ -15,7 +15,7 @@ from pipelines import hub
 from pipelines.assets import builtin
 from pipelines.errors import RecipeError
 from pipelines.lineage import FileHashes, identify
-from pipelines.models import load_model, resolve_model
+from pipelines.models import ModelSource, external_files, load_model, resolve_model, write_model_file
 from pipelines.plan import RecipePlan, plan_recipe
 from pipelines.recipe import read_recipe
 from pipelines.tokenizers import load_tokenizer, tokenizer_hash
@@ -247,3 +247,17 @@ def test_a_name_that_the_hub_does_not_have_is_refused_with_what_it_says(
     with pytest.raises(RecipeError, match=r"the model hub does not give 'owner/none'"):
         plan_recipe(recipe(model="owner/none"))
     assert any("owner/none" in path for path in asked)
+
+
+def test_the_content_of_a_model_is_its_weights_wherever_they_lie(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    write_model_file(str(tmp_path / "own"), ModelSource("."))
+    assert external_files(str(tmp_path / "own")) == (str(tmp_path / "own"),)
+    tuned = tmp_path / "tuned"
+    (tuned / "model").mkdir(parents=True)
+    write_model_file(str(tuned), ModelSource(hub.pinned(NAME), adapter="./model"))
+    assert external_files(str(tuned)) == (
+        hub.MARK + hub.pinned(NAME),
+        str(tuned / "model"),
+        str(tuned / "model.json"),
+    )
