@@ -59,13 +59,14 @@ def identify(
         for place in stage.stage.external_inputs()
         if place.removeprefix(hub.MARK).split("/")[0] not in inputs
     ]
-    files: dict[str, str] = {}
+    files = {file: hashes.of(file) for file in stage.stage.files_read()}
     for place in outside:
         if place.startswith(hub.MARK):
             files[place] = hub.pinned(place.removeprefix(hub.MARK))
         else:
             files |= {file: hashes.of(file) for file in storage.glob(place)}
-    keys = stage.stage.model_dump(mode="json", exclude=set(stage.stage.execution_keys))
+    # As written: absolute paths would make a moved checkout another input.
+    keys = stage.stage.written.model_dump(mode="json", exclude=set(stage.stage.execution_keys))
     # Names without folders: the same files elsewhere, as in a moved checkout, are the same input.
     contents = [[os.path.basename(file), content] for file, content in files.items()]
     content = {
@@ -76,12 +77,12 @@ def identify(
         "files": contents,
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Identity(hashlib.sha256(canonical.encode()).hexdigest(), inputs, files)
+    return Identity(hashlib.sha256(storage.encode(canonical)).hexdigest(), inputs, files)
 
 
 @dataclass
 class FileHashes:
-    """Content hashes of files, remembered in the workspace by size and time of change.
+    """Content hashes of files, remembered in the workspace by size, time of change and inode.
 
     A corpus of many gigabytes is read once for its hash and not again at every start.
     """
@@ -103,14 +104,14 @@ class FileHashes:
         """Returns the content hash of one file."""
         if storage.is_remote(file):
             return storage.content_hash(file)
-        name = os.path.abspath(file)
-        status = os.stat(name)
-        mark = [status.st_size, status.st_mtime_ns]
+        name = storage.absolute(file)
+        status = os.stat(name)  # of what a link leads to, which may change while the link does not
+        mark = [status.st_size, status.st_mtime_ns, status.st_ino]
         remembered = self.remembered.get(name)
-        if remembered is None or remembered[:2] != mark:
+        if remembered is None or remembered[:-1] != mark:
             self.remembered[name] = [*mark, storage.content_hash(name)]
             self.changed = True
-        return str(self.remembered[name][2])
+        return str(self.remembered[name][-1])
 
     def save(self) -> None:
         """Writes what was learnt."""
@@ -135,7 +136,7 @@ def started_record(stage: ResolvedStage, identity: Identity) -> dict[str, Any]:
         "name": stage.name,
         "kind": stage.kind.name,
         "fingerprint": identity.fingerprint,
-        "keys": stage.stage.model_dump(mode="json"),
+        "keys": stage.stage.written.model_dump(mode="json"),
         "inputs": dict(identity.inputs),
         "files": dict(identity.files),
     }

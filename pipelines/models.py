@@ -29,6 +29,7 @@ from pipelines.model_files import (
     local_folder,
     read_json,
 )
+from pipelines.path_keys import MODEL, TOKENIZER
 from pipelines.weight_files import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def resolve_model(reference: str, inputs: Mapping[str, StageOutput]) -> ModelSou
         EspanError: `reference` names a folder without a model, an adapter without a base, or a name that
             neither the local cache nor the hub knows.
     """
-    place = inputs[reference].path if reference in inputs else reference
+    place = inputs[reference].path if reference in inputs else MODEL.absolute(reference, ())
     if assets.is_builtin(place):
         return ModelSource(place, tokenizer=_tokenizer_in(str(assets.builtin(place)), place))
     if not is_place(place):
@@ -269,6 +270,7 @@ def _read_model_file(folder: str) -> ModelSource:
         if not isinstance(content.get(key), str | None):
             raise EspanError(f"{path}: {key} is no place, but {content[key]!r}")
     base, adapter, tokenizer = (_beside(folder, content.get(key)) for key in ("base", "adapter", "tokenizer"))
+    base, tokenizer = base and MODEL.absolute(base, ()), tokenizer and TOKENIZER.absolute(tokenizer, ())
     if base is None:
         raise EspanError(f"{path}: names no base model")
     return ModelSource(base, adapter, tokenizer)

@@ -1,6 +1,7 @@
 """The recipe language: one YAML file that names a run, its workspace, its seed and its stages in order.
 
-Relative paths in a recipe count from the folder where the command runs, as they do in every other argument.
+Relative paths in a recipe count from the folder where the command runs, as they do in every other argument;
+`~` is the home folder there. Reading a recipe makes them absolute, so they mean the same in every process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from pipelines import kinds as _kinds  # noqa: F401 (declares the kinds that ship)
 from pipelines.errors import InvalidKeyError, RecipeError, did_you_mean, nearest, split_key
+from pipelines.path_keys import NotEmpty
 from pipelines.problems import coerced_values, validation_problems
 from pipelines.registry import StageKind, stage_kind
 from pipelines.stage import ALL_EARLIER, Section, Stage
@@ -34,7 +36,7 @@ class RecipeFile(Section):
     """The top level of a recipe, its stages still as written."""
 
     name: Name
-    workspace: str | None = Field(default=None, min_length=1)
+    workspace: Annotated[str, NotEmpty] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     variables: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -47,7 +49,7 @@ class ResolvedStage:
     Attributes:
         name: as the recipe names it.
         kind: its kind in the registry's table.
-        stage: its keys, parsed.
+        stage: its keys, parsed, and its paths absolute; `stage.written` has them as the recipe does.
         depends: the names of the earlier stages it uses, in the recipe's order.
     """
 
@@ -70,7 +72,9 @@ class ResolvedRecipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the recipe with every default spelt out, JSON-able; it parses to the same recipe."""
-        stages = {s.name: {s.kind.name: s.stage.model_dump(mode="json")} for s in self.stages.values()}
+        stages = {
+            s.name: {s.kind.name: s.stage.written.model_dump(mode="json")} for s in self.stages.values()
+        }
         return {"name": self.name, "workspace": self.workspace, "seed": self.seed, "stages": stages}
 
     def problem(self, stage: str, error: InvalidKeyError) -> str:
@@ -154,7 +158,8 @@ def _resolve_stage(
     except InvalidKeyError as error:
         raise RecipeError(source.problem(place, error.what, error.suggestion)) from error
     stage = _parse(kind.model, {} if keys is None else keys, source, place)
-    return ResolvedStage(name, kind, stage, _depends(stage, name, earlier, every, source, place))
+    depends = _depends(stage, name, earlier, every, source, place)
+    return ResolvedStage(name, kind, stage.absolute(earlier), depends)
 
 
 def _depends(

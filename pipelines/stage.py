@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pipelines import storage
 from pipelines.errors import InvalidKeyError, nearest
+from pipelines.path_keys import Reference
 from pipelines.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,6 +24,38 @@ class Section(BaseModel):
     """Base of every mapping in a recipe: unknown keys are refused and values never change after parsing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    _written: Any = PrivateAttr(default=None)
+
+    @property
+    def written(self) -> Self:
+        """The same keys as the recipe has them: fingerprints and labels do not depend on where it was run."""
+        return self if self._written is None else self._written
+
+    def absolute(self, stages: Collection[str] = ()) -> Self:
+        """Returns these keys with every path made absolute, see `pipelines.path_keys`.
+
+        Args:
+            stages: names of the earlier stages, which keys may hold in place of a path.
+        """
+        copy = self.model_copy(update=self._absolute_values(stages))
+        copy._written = self.written
+        return copy
+
+    def _absolute_values(self, stages: Collection[str]) -> dict[str, Any]:
+        changed = {}
+        for name, information in type(self).model_fields.items():
+            mark = next((each for each in information.metadata if isinstance(each, Reference)), None)
+            changed[name] = _absolute(getattr(self, name), mark, stages)
+        return changed
+
+
+def _absolute(value: Any, mark: Reference | None, stages: Collection[str]) -> Any:
+    if isinstance(value, str):
+        return value if mark is None else mark.absolute(value, stages)
+    if isinstance(value, tuple):
+        return tuple(_absolute(each, mark, stages) for each in value)
+    return value.absolute(stages) if isinstance(value, Section) else value
 
 
 class Stage(Section):
@@ -46,6 +79,10 @@ class Stage(Section):
 
         Those that name an earlier stage, or lie below one, and those where nothing is, count for nothing.
         """
+        return ()
+
+    def files_read(self) -> tuple[str, ...]:
+        """Returns files that count likewise, for a stage that does not read every file of a folder."""
         return ()
 
     def check(self, context: CheckContext) -> None:

@@ -2,6 +2,9 @@
 
 A place is a path (`/data/run`, `run`) or an fsspec URL (`s3://bucket/run`). Everything that is written whole
 is written atomically: a reader sees the old content, the new content or nothing, never a part.
+
+File names that are not UTF-8 are strings with lone surrogates, as everywhere in Python. Texts and JSON hold
+such a surrogate as the escape `\\udcxx`, which reads back from JSON as what it was.
 """
 
 from __future__ import annotations
@@ -11,30 +14,18 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from pipelines.listing import glob as glob
+from pipelines.places import absolute as absolute
+from pipelines.places import filesystem as filesystem
+from pipelines.places import is_remote as is_remote
+from pipelines.places import local_path as local_path
 
 _READ_BYTES = 1 << 22
-
-
-def is_remote(place: str) -> bool:
-    """Says whether `place` is an URL of an object store rather than a local path."""
-    return "://" in place and not place.startswith("file://")
-
-
-def local_path(place: str) -> Path:
-    """Returns the path of a local place; `~` is expanded."""
-    return Path(place.removeprefix("file://")).expanduser()
-
-
-def filesystem(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Returns the fsspec file system of a place, and the place as that file system spells it."""
-    return fsspec.core.url_to_fs(
-        place if is_remote(place) else str(local_path(place)), use_listings_cache=False
-    )
 
 
 def join(place: str, *parts: str) -> str:
@@ -150,26 +141,35 @@ def remove(place: str) -> None:
         file_system.rm_file(path)
 
 
+def remove_folder(place: str) -> None:
+    """Removes a folder with all that is in it; does nothing when there is none."""
+    if not is_remote(place):
+        if local_path(place).exists():
+            shutil.rmtree(local_path(place))
+        return
+    file_system, path = filesystem(place)
+    names = file_system.find(path)
+    # fsspec reads `*?[` in names that it is given in bulk as a pattern.
+    odd = [name for name in names if any(sign in name for sign in "*?[")]
+    for name in odd:
+        file_system.rm_file(name)
+    if plain := sorted(set(names) - set(odd)):
+        file_system.rm(plain)
+
+
 def write_text_atomic(place: str, text: str) -> None:
     """Writes a whole UTF-8 file atomically."""
-    write_bytes_atomic(place, text.encode("utf-8"))
+    write_bytes_atomic(place, encode(text))
+
+
+def encode(text: str) -> bytes:
+    """Returns `text` as UTF-8; a lone surrogate becomes its escape, which in JSON stands for it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json_atomic(place: str, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; NaN and infinity are refused because they are not JSON."""
     write_text_atomic(place, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def glob(pattern: str) -> list[str]:
-    """Returns the files that a file, folder or glob stands for, sorted; folders are searched through."""
-    file_system, path = filesystem(pattern)
-    if not any(sign in path for sign in "*?["):
-        if file_system.isfile(path):
-            return [pattern if is_remote(pattern) else path]
-        path = f"{path.rstrip('/')}/**"
-    found = [name for name, info in file_system.glob(path, detail=True).items() if info["type"] == "file"]
-    protocol = pattern[: pattern.index("://") + 3] if is_remote(pattern) else ""
-    return sorted(protocol + name.lstrip("/") if protocol else name for name in found)
 
 
 def list_folders(place: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt, ValidationError
@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from pipelines.attention import Attention, FullSection
 from pipelines.errors import InvalidKeyError
 from pipelines.evaluate.stage import EvaluateStage, PerplexitySection, RecallSection
+from pipelines.path_keys import Reference
 from pipelines.precision import Precision
 from pipelines.stage import CheckContext, Section, Stage
 from pipelines.train.stage import TrainStage
@@ -68,6 +69,13 @@ class StudyStage(Stage):
         """Refuses what the base training or the scoring refuses."""
         _below("train", self.train.check, context)
         _below("evaluate", self.evaluate.stage("builtin:tiny").check, context)
+
+
+def absolute_change(key: str, value: Any, stages: Collection[str]) -> Any:
+    """Returns the value of a changed key of a training, its path absolute if it is one."""
+    field = TrainStage.model_fields.get(key)
+    marks = [each for each in field.metadata if isinstance(each, Reference)] if field else []
+    return marks[0].absolute(value, stages) if marks and isinstance(value, str) else value
 
 
 def with_changes(base: TrainStage, changes: Mapping[str, Any], key: str) -> TrainStage:

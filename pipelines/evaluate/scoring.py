@@ -85,7 +85,7 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
     )
     versions = dependency_versions()
     return Scores(
-        model=stage.model,
+        model=stage.written.model,
         attention=stage.attention.model_dump(mode="json"),
         precision=choice.precision,
         seed=context.seed,

@@ -14,6 +14,7 @@ from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
+from pipelines.path_keys import MODEL, TOKENIZER, StageOrPath
 from pipelines.precision import Precision, choose_precision
 from pipelines.prepare.shards import MANIFEST, holdout_folder
 from pipelines.stage import CheckContext, Context, Section, Stage
@@ -35,7 +36,7 @@ class RecallSection(Section):
     lengths: Lengths
     samples: PositiveInt = 64
     tasks: Annotated[tuple[RecallTask, ...], Field(min_length=1)] = RECALL_TASKS
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, TOKENIZER] = None
 
     @field_validator("lengths", "tasks")
     @classmethod
@@ -54,7 +55,7 @@ class PerplexitySection(Section):
         scored: how many tokens at the end of a document count; default: half the shortest length.
     """
 
-    data: str
+    data: StageOrPath
     split: Literal["holdout", "train"] = "holdout"
     lengths: Lengths
     rows: PositiveInt = 64
@@ -110,7 +111,7 @@ class EvaluateStage(Stage):
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    model: str
+    model: Annotated[str, MODEL]
     attention: Attention = FullSection()
     recall: RecallSection | None = None
     perplexity: PerplexitySection | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pipelines.errors import InvalidKeyError
 from pipelines.models import check_model, external_files, plan_of_model
+from pipelines.path_keys import MODEL, Reference
 from pipelines.stage import CheckContext, Context, Stage
 
 Form = Literal["merged", "adapter"]
@@ -24,9 +25,9 @@ class ExportStage(Stage):
         precision: of a merged checkpoint's weights.
     """
 
-    model: str
+    model: Annotated[str, MODEL]
     format: Literal["merged", "adapter", "both"] = "merged"
-    scores: tuple[str, ...] = ()
+    scores: Annotated[tuple[str, ...], Reference(stage=True)] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @property

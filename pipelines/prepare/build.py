@@ -18,7 +18,6 @@ from pipelines.prepare.execute import map_tasks
 from pipelines.prepare.parts import (
     PartSummary,
     part_file,
-    remove_folder,
     shard_file,
     work_folder,
     write_array,
@@ -34,7 +33,7 @@ from pipelines.prepare.shards import (
     read_manifest,
     write_manifest,
 )
-from pipelines.prepare.sources import PathSource, file_size
+from pipelines.prepare.sources import PathSource, file_size, passed_over_text, printable
 from pipelines.prepare.stage import PrepareStage
 from pipelines.prepare.tokenize import TokenizeTask, tokenize_part
 from pipelines.prepare.write import ShardTask, write_planned_shard
@@ -85,7 +84,7 @@ def build(stage: PrepareStage, context: Context) -> dict[str, Any]:
         entries = _write_shards(job, [task for each in planned for task in each.tasks])
         for each in planned:  # `train` comes last: its manifest says that all is done
             write_manifest(job.folder(each.split), _manifest(job, each, entries))
-    remove_folder(job.work)
+    storage.remove_folder(job.work)
     return _result(job)
 
 
@@ -100,12 +99,15 @@ def _job(stage: PrepareStage, context: Context) -> _Job:
         vocabulary_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )
-    key = _hash([_VERSION, stage.model_dump(mode="json"), context.name, context.seed, entry.sha256])
+    key = _hash([_VERSION, stage.written.model_dump(mode="json"), context.name, context.seed, entry.sha256])
     return _Job(stage, context, entry, tokenizer.backend_tokenizer.to_str(), key)
 
 
 def _tokenize(job: _Job) -> Corpus:
     sources = job.stage.sources
+    for ordinal, over in job.stage.passed_over().items():
+        label = sources[ordinal].label
+        job.context.progress.message(f"{job.context.name}: {label}: passed over: {passed_over_text(over)}")
     files = [file for source in sources if isinstance(source, PathSource) for file in source.files()]
     part_bytes = sum(map(file_size, files)) // _PARTS
     parts = plan_parts(sources, min(max(part_bytes, _SMALLEST_PART), _LARGEST_PART))
@@ -208,9 +210,13 @@ def _result(job: _Job) -> dict[str, Any]:
     manifest = read_manifest(job.context.output)
     held_out = read_manifest(job.folder("holdout")).rows if job.stage.holdout else 0
     rejected = sum(source.rejected_documents for source in manifest.sources)
+    passed_over = {
+        printable(one.place): one.reason for over in job.stage.passed_over().values() for one in over
+    }
     headline = f"{manifest.rows:,} rows of {manifest.sequence_length:,} tokens"
     headline += f", {held_out:,} held out" if held_out else ""
     headline += f", {rejected:,} documents rejected" if rejected else ""
+    headline += f", {len(passed_over):,} files passed over" if passed_over else ""
     return {
         "headline": headline,
         "rows": manifest.rows,
@@ -219,6 +225,7 @@ def _result(job: _Job) -> dict[str, Any]:
         "sequence_length": manifest.sequence_length,
         "documents": sum(source.documents for source in manifest.sources),
         "rejected_documents": rejected,
+        "passed_over": passed_over,
         "left_out_tokens": sum(source.left_out_tokens for source in manifest.sources),
         "dropped_tokens": sum(source.dropped_tokens for source in manifest.sources),
     }

@@ -112,10 +112,3 @@ def atomic_stream(place: str) -> Iterator[BinaryIO]:
             os.replace(temporary, storage.local_path(place))
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def remove_folder(place: str) -> None:
-    """Removes a folder of unfinished work, if it is there."""
-    if storage.exists(place):
-        file_system, path = storage.filesystem(place)
-        file_system.rm(path, recursive=True)

@@ -6,11 +6,10 @@ the work goes on.
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from itertools import chain
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +17,26 @@ import pyarrow.parquet as pq
 from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.needles import needle_document
-from pipelines.prepare.sources import AUTO_ENCODING, COMPRESSIONS, NeedlesSource, PathSource, file_size
+from pipelines.prepare import decompress, records
+from pipelines.prepare.columns import check_column, contents
+from pipelines.prepare.formats import kind_of
+from pipelines.prepare.sources import NeedlesSource, PathSource, file_size
+from pipelines.prepare.text import (
+    AUTO_ENCODING,
+    TOO_LONG,
+    UnusableError,
+    cut_lines,
+    decode,
+    exact_encoding,
+    joined,
+    line_end,
+    usable,
+)
 
-_BYTE_ORDER_MARK = "\ufeff"
 _PARQUET_ROWS = 64  # read at a time; documents may be long
+_BLOCK = 1 << 20
+_HEAD_BYTES = 1 << 16  # of a `.json` file, to see how it is laid out
+_WIDEST_CHARACTER = 4  # bytes; parts begin at multiples of it, so that none begins within a UTF-16 line end
 
 
 @dataclass(frozen=True)
@@ -30,8 +45,8 @@ class Part:
 
     Attributes:
         source: ordinal of the source in the recipe.
-        files: what to read, none for generated documents; more than one only for `.txt`.
-        start: first byte of a `.jsonl` file, first row group of a Parquet file, first generated document.
+        files: what to read, none for generated documents; more than one only for text files.
+        start: first byte of JSON lines, first row group of a Parquet file, first generated document.
         stop: where the next part starts; None: at the end of the files.
     """
 
@@ -51,17 +66,13 @@ class Document(NamedTuple):
 class Reject(NamedTuple):
     """A document that cannot be used.
 
-    `record` is the line of a `.jsonl` file (from 1), the row of a Parquet file (from 0), and None for a
-    `.txt` file.
+    `record` is the line of JSON lines (from 1), the element of a JSON array or the row of a Parquet file
+    (from 0), and None for a text file.
     """
 
     file: str
     record: int | None
     reason: str
-
-
-class UnusableError(ValueError):
-    """Why a document cannot be used."""
 
 
 def plan_parts(
@@ -71,7 +82,7 @@ def plan_parts(
     documents.
 
     The cuts never show in the result: parts are put together again in this order. Compressed files are not
-    cut.
+    cut, nor are `.json` files.
     """
     parts: list[Part] = []
     for ordinal, source in enumerate(sources):
@@ -95,39 +106,41 @@ def read_part(source: PathSource | NeedlesSource, part: Part, seed: int) -> Iter
         return
     for file in part.files:
         try:
-            if file.endswith(".txt"):
-                yield _text_document(source, file)
-            elif file.endswith(".parquet"):
-                yield from _parquet_documents(source, file, part)
-            else:
-                yield from _json_documents(source, file, part)
-        except (OSError, pa.ArrowException) as error:
+            yield from _READERS[kind_of(file) or "text"](source, file, part)
+        except (*decompress.ERRORS, pa.ArrowException, MemoryError) as error:
+            what = str(error) or type(error).__name__
             raise EspanError(
-                f"{file}: cannot be read to its end: {error}; repair or remove the file"
+                f"{file}: cannot be read to its end: {what}; repair or remove the file"
             ) from error
 
 
 def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator[Part]:
+    target_bytes = -(-target_bytes // _WIDEST_CHARACTER) * _WIDEST_CHARACTER
     group: list[str] = []
     group_bytes = 0
     for file in source.files():
-        size = file_size(file)
-        if not file.endswith(".txt") or group_bytes + size > target_bytes:
+        size, kind = file_size(file), kind_of(file)
+        if kind != "text" or group_bytes + size > target_bytes:
             if group:
                 yield Part(ordinal, tuple(group))
             group, group_bytes = [], 0
-        if file.endswith(".txt"):
+        if kind == "text":
             group.append(file)
             group_bytes += size
-        elif file.endswith(".jsonl"):
+        elif kind == "parquet":
+            yield from _row_group_parts(ordinal, file, target_bytes)
+        elif kind == "lines" and size > target_bytes and not _is_compressed(file):
             for start in range(0, size, target_bytes):
                 yield Part(ordinal, (file,), start, min(start + target_bytes, size))
-        elif file.endswith(".parquet"):
-            yield from _row_group_parts(ordinal, file, target_bytes)
-        else:
+        elif size:
             yield Part(ordinal, (file,))
     if group:
         yield Part(ordinal, tuple(group))
+
+
+def _is_compressed(file: str) -> bool:
+    with _open(file) as stream:
+        return decompress.is_compressed(stream.read(decompress.HEAD_BYTES))
 
 
 def _row_group_parts(ordinal: int, file: str, target_bytes: int) -> Iterator[Part]:
@@ -146,73 +159,131 @@ def _open(file: str) -> BinaryIO:
     return file_system.open(path, "rb")
 
 
-def _text_document(source: PathSource, file: str) -> Document | Reject:
+def _text_document(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+    def document() -> Document:
+        with _open(file) as stream:
+            content = joined(decompress.blocks(stream))
+        exact = exact_encoding(source.encoding, content)
+        text, encoding = decode(content, exact, source.encoding)
+        return Document(usable(text.replace("\r\n", "\n").replace("\r", "\n")), encoding)
+
+    yield _document_or_reject(document, file, None)
+
+
+def _document_or_reject(document: Callable[[], Document], file: str, record: int | None) -> Document | Reject:
     try:
-        text, encoding = _decode(storage.read_bytes(file), source.encoding)
-        return Document(_usable(text.replace("\r\n", "\n").replace("\r", "\n")), encoding)
+        return document()
     except UnusableError as reason:
-        return Reject(file, None, str(reason))
+        return Reject(file, record, str(reason))
+    except MemoryError:
+        return Reject(file, record, "too large for the memory of this machine; cut it into several documents")
+
+
+def _line_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+    lines_before: int | None = None
+    for number, (line, exact) in enumerate(_lines(source, file, part), start=1):
+        if line is not None and not line.strip(b" \t\r\n\0"):
+            continue
+        found = _document_or_reject(lambda: _json_document(source, line, exact), file, number)  # noqa: B023
+        if isinstance(found, Reject):
+            if lines_before is None:  # only a rejected line needs to know its number
+                before = Part(part.source, part.files, 0, part.start)
+                lines_before = sum(1 for _ in _lines(source, file, before)) if part.start else 0
+            found = found._replace(record=lines_before + number)
+        yield found
+
+
+def _json_document(source: PathSource, record: bytes | None, exact: str) -> Document:
+    if record is None:
+        raise UnusableError(TOO_LONG)
+    text, encoding = decode(record, exact, source.encoding)
+    return Document(usable(records.field_of(text, source.text)), encoding)
+
+
+def _lines(source: PathSource, file: str, part: Part) -> Iterator[tuple[bytes | None, str]]:
+    """Yields the lines that begin in the part's range of bytes, and the encoding; None for one too long."""
+    with _open(file) as stream:
+        head = stream.read(decompress.HEAD_BYTES)
+        if decompress.is_compressed(head):
+            blocks = decompress.blocks(stream)
+            head = next(blocks, b"")
+            exact = exact_encoding(source.encoding, head)
+            numbered = _split_lines(chain([head], blocks), exact)
+            yield from ((line, exact) for _, line in numbered)
+            return
+        exact = exact_encoding(source.encoding, head)
+        begin = max(part.start - len(line_end(exact)), 0)
+        for position, line in _split_lines(_blocks_from(stream, begin), exact):
+            if part.stop is not None and begin + position >= part.stop:
+                return
+            if begin + position >= part.start:  # else it is the end of a line of the part before
+                yield line, exact
+
+
+def _split_lines(blocks: Iterable[bytes], exact: str) -> Iterator[tuple[int, bytes | None]]:
+    """Yields where each line begins, and the line: Windows' and old Macs' line ends count as well."""
+    end, carriage_return = line_end(exact), line_end(exact, "\r")
+    position = 0
+    for line, length in cut_lines(blocks, end):
+        if line is None or carriage_return not in line:
+            yield position, line
+        else:
+            inner = line.removesuffix(end).removesuffix(carriage_return)
+            yield from ((position, piece) for piece, _ in cut_lines([inner or end], carriage_return))
+        position += length
+
+
+def _blocks_from(stream: BinaryIO, position: int) -> Iterator[bytes]:
+    stream.seek(position)
+    return iter(lambda: stream.read(_BLOCK), b"")
 
 
 def _json_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
-    lines_before: int | None = None
-    for number, line in enumerate(_lines(file, part), start=1):
-        if not line.strip():
-            continue
-        try:
-            decoded, encoding = _decode(line, source.encoding)
-            yield Document(_usable(_field(decoded, source.text)), encoding)
-        except UnusableError as reason:
-            if lines_before is None:
-                lines_before = _count_lines_before(file, part.start)
-            yield Reject(file, lines_before + number, str(reason))
-
-
-def _lines(file: str, part: Part) -> Iterator[bytes]:
-    """Yields the lines that begin in the part's range of bytes."""
     with _open(file) as stream:
-        compression = next((COMPRESSIONS[ending] for ending in COMPRESSIONS if file.endswith(ending)), None)
-        if compression:
-            yield from io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), compression))
+        head = bytearray()
+        for block in decompress.blocks(stream):
+            head += block
+            if len(head) >= _HEAD_BYTES:
+                break
+        exact = exact_encoding(source.encoding, bytes(head))
+        if not records.holds_lines(head.decode("utf-8" if exact == AUTO_ENCODING else exact, "replace")):
+            yield from _element_documents(source, file, decompress.blocks(stream), exact)
             return
-        position = max(part.start - 1, 0)
-        stream.seek(position)
-        if part.start:
-            position += len(stream.readline())
-        while (part.stop is None or position < part.stop) and (line := stream.readline()):
-            position += len(line)
-            yield line
+    yield from _line_documents(source, file, part)
 
 
-def _count_lines_before(file: str, start: int) -> int:
-    """Returns how many lines begin before byte `start`; only a rejected line needs to know its number."""
-    if start == 0:
-        return 0
-    lines, remaining = 1, start - 1
-    with _open(file) as stream:
-        while remaining and (block := stream.read(min(remaining, 8 << 20))):
-            lines += block.count(b"\n")
-            remaining -= len(block)
-    return lines
+def _element_documents(
+    source: PathSource, file: str, blocks: Iterator[bytes], exact: str
+) -> Iterator[Document | Reject]:
+    bytewise = records.is_read_bytewise(exact)
+    # Latin-1 stands for bytes: an element that is not valid is then met alone, as a line would be.
+    texts = (block.decode("latin-1") for block in blocks) if bytewise else records.decoded(blocks, exact)
+    number = 0
+    try:
+        for number, text in enumerate(records.values(texts), start=1):
+            record = None if text is None else text.encode("latin-1" if bytewise else exact, "surrogatepass")
+            yield _document_or_reject(lambda: _json_document(source, record, exact), file, number - 1)  # noqa: B023
+    except UnicodeDecodeError as error:
+        what = f"not valid {source.encoding}: {error.reason} at byte {error.start} of the file"
+        yield Reject(file, number, f"{what}; the rest of the file is not read")
 
 
 def _parquet_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
     with _open(file) as stream:
         parquet = _parquet_file(stream, file)
-        if source.text not in parquet.schema_arrow.names:
-            names = ", ".join(parquet.schema_arrow.names)
-            raise EspanError(
-                f"{file}: no column '{source.text}' (columns: {names}); set `text` to one of them"
-            )
+        check_column(parquet.schema_arrow, source.text, file)
         groups = range(part.start, parquet.num_row_groups if part.stop is None else part.stop)
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(part.start))
         for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=list(groups), columns=[source.text]):
-            for value in _binary(batch.column(0)):
-                try:
-                    yield Document(_usable(_parquet_text(value, source.text)))
-                except UnusableError as reason:
-                    yield Reject(file, row, str(reason))
+            for value in contents(batch.column(batch.schema.get_field_index(source.text))):
+                yield _document_or_reject(lambda: _cell(value, source.text), file, row)  # noqa: B023
                 row += 1
+
+
+def _cell(value: bytes | None, column: str) -> Document:
+    if value is None:
+        raise UnusableError(f"column '{column}' is null, not text")
+    return Document(usable(decode(value, "utf-8", "utf-8")[0]))
 
 
 def _parquet_file(stream: BinaryIO, file: str) -> pq.ParquetFile:
@@ -222,57 +293,9 @@ def _parquet_file(stream: BinaryIO, file: str) -> pq.ParquetFile:
         raise EspanError(f"{file}: not a Parquet file: {error}") from error
 
 
-def _binary(column: pa.Array) -> Iterator[Any]:
-    """Yields strings as bytes, so that invalid UTF-8 is met one document at a time; the rest as it is."""
-    kind = column.type
-    if pa.types.is_string(kind):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(kind):
-        column = column.cast(pa.large_binary())
-    return (value.as_py() for value in column)
-
-
-def _parquet_text(value: Any, field: str) -> str:
-    if isinstance(value, bytes):
-        return _decode(value, "utf-8")[0]
-    raise UnusableError(f"column '{field}' is {_json_kind(value)}, not text")
-
-
-def _field(line: str, field: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UnusableError(f"not valid JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise UnusableError(f"the line is {_json_kind(record)}, not a JSON object")
-    if field not in record:
-        raise UnusableError(f"no field '{field}' (fields: {', '.join(record) or 'none'})")
-    if not isinstance(record[field], str):
-        raise UnusableError(f"field '{field}' is {_json_kind(record[field])}, not text")
-    return record[field]
-
-
-def _json_kind(value: object) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
-
-
-def _decode(content: bytes, encoding: str) -> tuple[str, str]:
-    """Returns the text without byte-order mark, and the encoding that it was read with."""
-    tried = "utf-8" if encoding == AUTO_ENCODING else encoding
-    try:
-        return content.decode(tried).removeprefix(_BYTE_ORDER_MARK), tried
-    except UnicodeDecodeError as error:
-        if encoding == AUTO_ENCODING:
-            return content.decode("latin-1"), "latin-1"
-        raise UnusableError(f"not valid {tried}: {error.reason} at byte {error.start}") from None
-
-
-def _usable(text: str) -> str:
-    if not text.strip():
-        raise UnusableError("empty")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-            raise UnusableError("not valid text: half of a surrogate pair") from None
-    return text
+_READERS = {
+    "text": _text_document,
+    "lines": _line_documents,
+    "json": _json_documents,
+    "parquet": _parquet_documents,
+}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipelines import storage
 from pipelines.errors import InvalidKeyError
+from pipelines.listing import Listing, PassedOver, list_files
 from pipelines.needles import NeedleDocuments
+from pipelines.path_keys import Path
+from pipelines.prepare.decompress import HEAD_BYTES
+from pipelines.prepare.formats import endings, kind_of
+from pipelines.prepare.text import known_encoding
 from pipelines.stage import Section
-
-AUTO_ENCODING = "auto"
-COMPRESSIONS = {".jsonl.zst": "zstd", ".jsonl.gz": "gzip"}
-ENDINGS = (".txt", ".jsonl", *COMPRESSIONS, ".parquet")
 
 Weight = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 
@@ -22,19 +23,21 @@ Weight = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 class PathSource(Section):
     """Documents in files.
 
-    A `.txt` file is one document; a `.jsonl` file (also `.jsonl.zst`, `.jsonl.gz`) has one on each line, a
-    `.parquet` file one in each row, in the field `text`. Byte-order marks are stripped, and line ends of
-    `.txt` files become line feeds.
+    A `.txt` file is one document; a `.jsonl` or `.ndjson` file has one on each line, a `.json` file likewise,
+    or in each element of an array, or is one; a `.parquet` file has one in each row; in the field `text`. All
+    but the last may be compressed: `.gz`, `.zst`, `.bz2`, `.xz`. Case does not matter. Byte-order marks are
+    stripped, and line ends of text files become line feeds.
 
     Attributes:
-        path: a file, a folder (all files below it whose ending is known) or a glob; a path or an fsspec URL.
-        text: the field of a JSON line or Parquet row that holds the document.
+        path: a file, a folder (everything below it whose ending is known) or a pattern; a path or an fsspec
+            URL. See `pipelines.listing`.
+        text: the field of a JSON object or Parquet row that holds the document.
         weight: this source's share of all drawn tokens, see `PrepareStage`.
-        encoding: of `.txt` and `.jsonl` files: any of Python's, or `auto` for UTF-8 and, where a document
-            is not valid UTF-8, Latin-1.
+        encoding: of text and JSON: any of Python's, or `auto`: by the byte-order mark, else UTF-8 and, where
+            a document is not valid UTF-8, Latin-1.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Path
     text: Annotated[str, Field(min_length=1)] = "text"
     weight: Weight = None
     encoding: str = "utf-8"
@@ -42,17 +45,12 @@ class PathSource(Section):
     @field_validator("encoding")
     @classmethod
     def _known(cls, encoding: str) -> str:
-        if encoding == AUTO_ENCODING:
-            return encoding
-        try:
-            return codecs.lookup(encoding).name
-        except LookupError:
-            raise ValueError(f"unknown encoding '{encoding}'; try utf-8, latin-1 or auto") from None
+        return known_encoding(encoding)
 
     @property
     def label(self) -> str:
-        """What manifests call this source."""
-        return self.path
+        """What manifests call this source: its path as the recipe has it."""
+        return printable(self.written.path)
 
     def files(self) -> list[str]:
         """Returns the files of this source, sorted.
@@ -60,14 +58,25 @@ class PathSource(Section):
         Raises:
             InvalidKeyError: nothing is there, or nothing with a known ending.
         """
-        found = storage.glob(self.path)
-        if not found:
-            raise InvalidKeyError("path", f"no file matches '{self.path}'")
-        usable = [file for file in found if file.endswith(ENDINGS)]
+        found = list_files(self.path)
+        usable = [file for file in found.files if kind_of(file)]
         if not usable:
-            known = ", ".join(ENDINGS)
-            raise InvalidKeyError("path", f"no file of '{self.path}' has a known ending ({known})")
+            raise InvalidKeyError("path", self._nothing(found))
         return usable
+
+    def passed_over(self) -> list[PassedOver]:
+        """Returns what lies among this source's files and is not read, sorted."""
+        found = list_files(self.path)
+        unknown = [PassedOver(file, UNKNOWN_ENDING) for file in found.files if not kind_of(file)]
+        return sorted([*unknown, *found.passed_over], key=lambda one: one.place)
+
+    def _nothing(self, found: Listing) -> str:
+        if found.files:
+            return f"no file of '{self.path}' has a known ending ({endings()})"
+        if found.passed_over:
+            first = found.passed_over[0]
+            return f"no file matches '{self.path}': {first.place} is passed over ({first.reason})"
+        return f"no file matches '{self.path}'"
 
 
 class NeedlesSource(Section):
@@ -91,10 +100,39 @@ class NeedlesSource(Section):
         return "needles"
 
 
+_NAMED = 5  # of what is passed over
+UNKNOWN_ENDING = "its ending is not known"
+
+
+def printable(text: str) -> str:
+    """Returns text that can be shown anywhere, also of a file's name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def file_size(file: str) -> int:
     """Returns the size of a file in bytes."""
     file_system, path = storage.filesystem(file)
-    return int(file_system.size(path))
+    return int(file_system.size(path) or 0)
+
+
+def zstd_heads(files: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yields the files that are named as zstd's, and the first bytes of each."""
+    named = [file for file in files if file.casefold().endswith(".zst")]
+    if not named:
+        return
+    file_system, _ = storage.filesystem(named[0])
+    paths = [storage.filesystem(file)[1] for file in named]
+    sizes = [HEAD_BYTES] * len(named)
+    yield from zip(
+        named, file_system.cat_ranges(paths, [0] * len(named), sizes, on_error="raise"), strict=True
+    )
+
+
+def passed_over_text(found: Sequence[PassedOver]) -> str:
+    """Returns how many files are passed over, and the first few by name."""
+    names = [f"{one.place.rsplit('/', 1)[-1]} ({one.reason})" for one in found[:_NAMED]]
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    return printable(f"{len(found):,}: {', '.join(names)}{more}")
 
 
 def _kind(value: Any) -> str:

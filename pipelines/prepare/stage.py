@@ -9,9 +9,19 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines import assets, machine, storage
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.listing import PassedOver
 from pipelines.machine import bytes_text
+from pipelines.path_keys import TOKENIZER, NotEmpty
+from pipelines.prepare.decompress import zstd_window
 from pipelines.prepare.shards import Packing
-from pipelines.prepare.sources import NeedlesSource, PathSource, Source, file_size
+from pipelines.prepare.sources import (
+    NeedlesSource,
+    PathSource,
+    Source,
+    file_size,
+    passed_over_text,
+    zstd_heads,
+)
 from pipelines.stage import CheckContext, Context, Stage
 from pipelines.tokenizers import check_tokenizer, external_files, pinned
 
@@ -22,6 +32,7 @@ _DEFAULT_SHARD = 1 << 23  # tokens: 32 MiB
 _TEXT_BYTES = 4  # of English text for each token of a vocabulary of 50,000
 _WORKER_MEMORY = 300 << 20  # a process with its libraries, tokenising English text
 _TOKEN_BYTES = 4
+_USUAL_WINDOW = 8 << 20  # zstd's at its usual levels
 
 
 class PrepareStage(Stage):
@@ -43,7 +54,7 @@ class PrepareStage(Stage):
     """
 
     sources: tuple[Source, ...]
-    tokenizer: Annotated[str, Field(min_length=1)]
+    tokenizer: Annotated[str, NotEmpty, TOKENIZER]
     sequence_length: Annotated[int, Field(ge=2, le=LARGEST_SHARD)]
     packing: Packing = "documents"
     end_of_document: bool = True
@@ -79,9 +90,12 @@ class PrepareStage(Stage):
         return self.rows_per_shard or max(1, _DEFAULT_SHARD // self.sequence_length)
 
     def external_inputs(self) -> tuple[str, ...]:
-        """Returns the corpus and the tokenizer's files."""
-        paths = [source.path for source in self.sources if isinstance(source, PathSource)]
-        return (*paths, *external_files(self.tokenizer))
+        """Returns the tokenizer's files."""
+        return external_files(self.tokenizer)
+
+    def files_read(self) -> tuple[str, ...]:
+        """Returns the corpus: the files that are read, not those that are passed over."""
+        return tuple(file for source in self._path_sources().values() for file in source.files())
 
     def check(self, context: CheckContext) -> None:
         """Refuses sources and tokenizers that are not there, and a disk or memory too small for the work."""
@@ -95,6 +109,11 @@ class PrepareStage(Stage):
             free = bytes_text(machine.free_disk(context.output))
             what = f"packing takes about {bytes_text(disk)} of disk; {free} are free"
             raise InvalidKeyError("sources", f"{what}; choose another workspace")
+        for ordinal, (file, window) in self._windows().items():
+            if window > machine.available_memory() - _WORKER_MEMORY:
+                what = f"{file}: its zstd window takes {bytes_text(window)} of memory while it is read"
+                what += f"; {bytes_text(machine.available_memory())} are free; compress it with --long=27"
+                raise InvalidKeyError(f"sources.{ordinal}.path", what)
         memory, free_memory = self._worker_memory(), machine.available_memory()
         if free_memory < memory:
             what = f"a worker takes about {bytes_text(memory)} of memory; {bytes_text(free_memory)} are free"
@@ -106,13 +125,37 @@ class PrepareStage(Stage):
         tokens = self._tokens(text_bytes)
         rows, kept = tokens // self.sequence_length, tokens * _TOKEN_BYTES
         tokenizer = pinned(self.tokenizer)
+        window = max((window for _, window in self._windows().values()), default=0)
+        compressed = f", {bytes_text(window)} of them a zstd window" if window > _USUAL_WINDOW else ""
         return {
             **({} if tokenizer == self.tokenizer else {"tokenizer": tokenizer}),
             "corpus": f"about {tokens:,} tokens, from files of {bytes_text(text_bytes)}",
             "shapes": f"about {rows:,} rows of {self.sequence_length:,} tokens, {self.shard_rows:,} a shard",
             "disk": f"about {bytes_text(kept)}, and as much again while it runs",
-            "memory": f"about {bytes_text(self._worker_memory())} per worker",
+            "memory": f"about {bytes_text(self._worker_memory() + window)} per worker{compressed}",
+            **self._passed_over_plan(),
         }
+
+    def passed_over(self) -> dict[int, list[PassedOver]]:
+        """Returns what lies among each source's files and is not read, by the source's ordinal."""
+        found = {ordinal: source.passed_over() for ordinal, source in self._path_sources().items()}
+        return {ordinal: over for ordinal, over in found.items() if over}
+
+    def _passed_over_plan(self) -> dict[str, str]:
+        found = [one for over in self.passed_over().values() for one in over]
+        return {"passed over": passed_over_text(found)} if found else {}
+
+    def _path_sources(self) -> dict[int, PathSource]:
+        return {i: source for i, source in enumerate(self.sources) if isinstance(source, PathSource)}
+
+    def _windows(self) -> dict[int, tuple[str, int]]:
+        """Returns, of each source with zstd files, the one with the largest window, and that in bytes."""
+        found = {}
+        for ordinal, source in self._path_sources().items():
+            windows = [(file, zstd_window(head)) for file, head in zstd_heads(source.files())]
+            if windows:
+                found[ordinal] = max(windows, key=lambda each: each[1])
+        return found
 
     def _tokens(self, text_bytes: int) -> int:
         """Returns an estimate of the corpus' tokens; compressed files count as if they were not."""
@@ -130,9 +173,7 @@ class PrepareStage(Stage):
             InvalidKeyError: a source has no file, or nothing in its files.
         """
         total = 0
-        for ordinal, source in enumerate(self.sources):
-            if not isinstance(source, PathSource):
-                continue
+        for ordinal, source in self._path_sources().items():
             key = f"sources.{ordinal}.path"
             try:
                 size = sum(file_size(file) for file in source.files())

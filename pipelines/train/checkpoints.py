@@ -215,13 +215,8 @@ def _read_state(place: str) -> TrainState:
 
 def _remove(place: str) -> None:
     """Removes a checkpoint, its marker first: what is half removed must not look whole."""
-    if not storage.exists(place):
-        return
-    file_system, path = storage.filesystem(place)
-    marker = storage.join(path, COMMITTED)
-    if file_system.exists(marker):
-        file_system.rm_file(marker)
-    file_system.rm(path, recursive=True)
+    storage.remove(storage.join(place, COMMITTED))
+    storage.remove_folder(place)
 
 
 def _scratch_folder(place: str) -> Path:

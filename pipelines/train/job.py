@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.models import MODEL_FILE, ModelSource, load_model, resolve_model, write_model_file
+from pipelines.path_keys import TOKENIZER
 from pipelines.precision import Choice, Settled, choose_precision
 from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
@@ -112,7 +113,7 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
         stage=stage.in_precision(precision) if stage.precision == "auto" else stage,
         model=model,
         data=data,
-        tokenizer=manifest.tokenizer.reference,
+        tokenizer=TOKENIZER.absolute(manifest.tokenizer.reference, ()),
         output=context.output,
         seed=context.seed,
         rows_per_step=stage.rows_per_step(manifest.sequence_length),

@@ -13,6 +13,7 @@ from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.machine import bytes_text, total_memory
 from pipelines.models import check_model, external_files, plan_of_model
+from pipelines.path_keys import MODEL, StageOrPath
 from pipelines.precision import Precision, Settled, choose_precision
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
@@ -83,8 +84,8 @@ class TrainStage(Stage):
         }
     )
 
-    data: str
-    model: str | NewModel
+    data: StageOrPath
+    model: Annotated[str | NewModel, MODEL]
     attention: Attention
     hylora: HyLora | None = None
     steps: PositiveInt

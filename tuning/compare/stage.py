@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from pipelines.errors import InvalidKeyError
 from pipelines.stage import CheckContext, Context
 from tuning.execute import run_trials
-from tuning.study import StudyStage, with_changes
+from tuning.study import StudyStage, absolute_change, with_changes
 from tuning.table import markdown, mean_and_spread, write_study
 from tuning.trials import Outcome, Trial
 
@@ -50,6 +50,13 @@ class CompareStage(StudyStage):
                 "variants", "two names would share a folder: they differ in case and punctuation only"
             )
         return self
+
+    def _absolute_values(self, stages: Collection[str]) -> dict[str, Any]:
+        variants = {
+            name: changes and {key: absolute_change(key, value, stages) for key, value in changes.items()}
+            for name, changes in self.variants.items()
+        }
+        return {**super()._absolute_values(stages), "variants": variants}
 
     def make_trials(self, seed: int) -> list[Trial]:
         """Returns every variant with every seed, seed by seed: what an unfinished study has is comparable."""

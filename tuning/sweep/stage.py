@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pipelines.errors import InvalidKeyError
 from pipelines.stage import CheckContext, Context
 from tuning.execute import run_trials
-from tuning.study import StudyStage, with_changes
+from tuning.study import StudyStage, absolute_change, with_changes
 from tuning.table import markdown, write_study
 from tuning.trials import Outcome, Trial
 
@@ -41,6 +41,13 @@ class TuneStage(StudyStage):
         if not self.combinations():
             raise InvalidKeyError("space", "no combination of these values gives a valid training")
         return self
+
+    def _absolute_values(self, stages: Collection[str]) -> dict[str, Any]:
+        space = {
+            key: tuple(absolute_change(key, value, stages) for value in values)
+            for key, values in self.space.items()
+        }
+        return {**super()._absolute_values(stages), "space": space}
 
     def combinations(self) -> list[dict[str, Any]]:
         """Returns the combinations that make a valid training, in the order of the space."""

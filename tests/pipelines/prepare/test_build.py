@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import ray
 
+from pipelines import storage
 from pipelines.cluster_session import close_ray_session
 from pipelines.errors import EspanError
 from pipelines.prepare import build, parts
@@ -233,10 +234,11 @@ def test_a_run_killed_at_work_goes_on_to_the_same_bytes(
         ShardReader(output)
 
     kept = {file: file.stat().st_mtime_ns for file in output.glob(moment)}
-    monkeypatch.setattr(build, "remove_folder", lambda folder: None)
-    prepare(keys, output)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "remove_folder", lambda folder: None)
+        prepare(keys, output)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept  # what was done is not done again
-    parts.remove_folder(parts.work_folder(str(output)))
+    storage.remove_folder(parts.work_folder(str(output)))
     assert content(output) == content(tmp_path / "undisturbed")
 
 

@@ -76,7 +76,7 @@ def refusal(corpus: Path, write_recipe: WriteRecipe) -> Callable[[str, str], str
             "sources.1: has no weight, but other sources have",
         ),
         ("builtin:tiny", "builtin:tny", ":7: stages.corpus.prepare.tokenizer: nothing called 'builtin:tny'"),
-        ("builtin:tiny", "./no/tokenizer.json", "tokenizer: tokenizer './no/tokenizer.json': no such file"),
+        ("builtin:tiny", "./no/tokenizer.json", "/no/tokenizer.json': no such file"),
         ("sequence_length: 64", "sequence_length: 64.5", ":8: stages.corpus.prepare.sequence_length: "),
         ("sequence_length: 64", "sequence_length: '64'", "sequence_length: must be a whole number, not '64'"),
         (
@@ -125,16 +125,16 @@ def test_a_plan_shows_tokens_rows_disk_and_memory(corpus: Path, write_recipe: Wr
 
 def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write_recipe: WriteRecipe) -> None:
     stage = read_recipe(write_recipe(RECIPE.replace("CORPUS", str(corpus)))).stages["corpus"].stage
-    places = stage.external_inputs()
-    assert places[0] == str(corpus)
-    assert {Path(file).name for file in storage.glob(places[1])} == {
+    assert stage.files_read() == tuple(storage.glob(str(corpus)))
+    (tokenizer,) = stage.external_inputs()
+    assert {Path(file).name for file in storage.glob(tokenizer)} == {
         "tokenizer.json",
         "tokenizer_config.json",
     }
     named = PrepareStage.model_validate(
         {"sources": [{"path": "x"}], "tokenizer": "owner/name", "sequence_length": 8}
     )
-    assert named.external_inputs() == ("x", "hub:owner/name")
+    assert named.external_inputs() == ("hub:owner/name",)
 
 
 def test_a_missing_source_is_refused_by_its_own_key(corpus: Path, tmp_path: Path) -> None:
