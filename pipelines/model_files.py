@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import assets, hub, node_cache, storage
 from pipelines.errors import EspanError
+from pipelines.plain_path import plain_path
 from pipelines.weight_files import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -47,7 +48,7 @@ def local_folder(reference: str) -> Path:
     if assets.is_builtin(reference):
         return assets.builtin(reference)
     if is_place(reference) and not storage.is_remote(reference):
-        return storage.local_path(reference)
+        return plain_path(storage.local_path(reference))
     if storage.is_remote(reference):
         files = ModelFiles.of(reference)
         wanted = [name for name in files.sizes if is_read(name)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines import assets, hub, node_cache, storage
 from pipelines.errors import EspanError
 from pipelines.model_files import hub_tokenizer_files, is_place
+from pipelines.plain_path import plain_path
 from pipelines.weight_files import ModelFiles, holds_tokenizer, is_tokenizer_file
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def local_tokenizer(reference: str) -> Path:
         return _download(reference)
     path = storage.local_path(reference)
     if path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return path
+        return plain_path(path)
     if path.is_dir():
         raise EspanError(f"tokenizer '{reference}': the folder holds no tokenizer.json")
     if is_place(reference):

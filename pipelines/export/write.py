@@ -23,6 +23,7 @@ from pipelines.export.stage import ExportStage, Form
 from pipelines.hub import split_reference
 from pipelines.model_files import is_place, local_folder
 from pipelines.models import ModelSource, load_model, resolve_model
+from pipelines.plain_path import plain_path
 from pipelines.stage import Context
 from pipelines.tokenizers import load_tokenizer
 
@@ -138,7 +139,7 @@ def _folder(target: str) -> Iterator[Path]:
     """Yields a local folder that becomes `target`, whole, when the block ends without an error."""
     parent = None if storage.is_remote(target) else storage.local_path(target).parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
-        folder = Path(scratch, "model")
+        folder = plain_path(Path(scratch)) / "model"
         folder.mkdir()
         yield folder
         if parent is None:

@@ -216,7 +216,7 @@ def _result(job: _Job) -> dict[str, Any]:
     headline = f"{manifest.rows:,} rows of {manifest.sequence_length:,} tokens"
     headline += f", {held_out:,} held out" if held_out else ""
     headline += f", {rejected:,} documents rejected" if rejected else ""
-    headline += f", {len(passed_over):,} files passed over" if passed_over else ""
+    headline += f", passed over: {len(passed_over):,}" if passed_over else ""
     return {
         "headline": headline,
         "rows": manifest.rows,

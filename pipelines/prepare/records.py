@@ -1,4 +1,4 @@
-"""Documents in JSON: a field of an object, on a line of its own or in a file that is an array or an object."""
+"""Documents in JSON: in a field of an object, which is a line, an element of an array or the whole file."""
 
 from __future__ import annotations
 

@@ -282,7 +282,7 @@ def _check_size(path: Path, entry: ShardEntry) -> None:
 
 def _map_shard(path: Path, entry: ShardEntry, sequence_length: int) -> _OpenShard:
     _check_size(path, entry)
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
     if reader.schema != _schema(sequence_length) or reader.num_record_batches != 1:
         raise EspanError(f"{path}: not a shard of {sequence_length} tokens a row: {reader.schema}")
     batch = reader.get_batch(0)

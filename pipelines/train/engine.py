@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import EspanError
+from pipelines.plain_path import plain_path
 from pipelines.train.checkpoints import ADAPTER_FOLDER, ENGINE_FOLDER
 from se_model.loss import causal_lm_loss
 
@@ -121,6 +122,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Writes optimizer, engine state and trained weights below a local folder; every worker calls it."""
+        folder = plain_path(folder, globbed=True)
         self._engine.save_checkpoint(
             str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=self._adapter
         )
@@ -146,7 +148,9 @@ class Engine:
             EspanError: DeepSpeed found nothing it can use.
         """
         weight_decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self._adapter)
+        path, _ = self._engine.load_checkpoint(
+            str(plain_path(folder, globbed=True)), tag=tag, load_module_strict=not self._adapter
+        )
         if path is None:
             raise EspanError(
                 f"DeepSpeed cannot read the checkpoint in {folder}; remove it to use the one before"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import EspanError
+from pipelines.plain_path import plain_path
 from pipelines.train.checkpoints import ENGINE_FOLDER
 from pipelines.train.group import Group
 
@@ -26,7 +27,7 @@ def universal_copy(folder: Path, group: Group) -> Iterator[Path]:
         EspanError: DeepSpeed's converter failed.
     """
     with tempfile.TemporaryDirectory(prefix="espan-universal-") as own:
-        target = Path(own)
+        target = plain_path(Path(own), globbed=True)
         group.agree(
             lambda: _convert(folder / ENGINE_FOLDER, target / UNIVERSAL_FOLDER) if group.first_here else None
         )
@@ -38,7 +39,7 @@ def universal_copy(folder: Path, group: Group) -> Iterator[Path]:
 def _convert(source: Path, target: Path) -> None:
     # A process of its own: the converter forks workers and prints its progress.
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(source), "--output_folder", str(target)]
+    command += ["--input_folder", str(plain_path(source, globbed=True)), "--output_folder", str(target)]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
