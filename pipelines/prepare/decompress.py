@@ -49,15 +49,18 @@ def blocks(stream: BinaryIO) -> Iterator[bytes]:
             raise zstandard.ZstdError(f"{what} at most; compress it with --long=27")
         yield from _zstd_blocks(stream)
         return
-    opened = next((unpack for is_one, unpack in _READERS if is_one(head)), None)
-    file = stream if opened is None else opened(stream)
+    new = next((new for is_one, new in _MEMBERS if is_one(head)), None)
+    if new is not None:
+        yield from _member_blocks(stream, new)
+        return
+    file: Any = gzip.GzipFile(fileobj=stream) if head.startswith(_GZIP) else stream
     while block := file.read(_BLOCK):
         yield block
 
 
 def is_compressed(head: bytes) -> bool:
     """Says whether a file that begins with `head` (`HEAD_BYTES` of it) is compressed."""
-    return is_zstd(head) or any(is_one(head) for is_one, _ in _READERS)
+    return is_zstd(head) or head.startswith(_GZIP) or any(is_one(head) for is_one, _ in _MEMBERS)
 
 
 def is_zstd(head: bytes) -> bool:
@@ -85,11 +88,27 @@ def _is_bzip2(head: bytes) -> bool:
     return head.startswith(_BZIP2) and head[3:4].isdigit() and head[4:10] in _BZIP2_BLOCKS
 
 
-_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Any]], ...] = (
-    (lambda head: head.startswith(_GZIP), lambda stream: gzip.GzipFile(fileobj=stream)),
-    (_is_bzip2, bz2.BZ2File),
-    (lambda head: head.startswith(_XZ), lzma.LZMAFile),
+_MEMBERS: tuple[tuple[Callable[[bytes], bool], Callable[[], Any]], ...] = (
+    (_is_bzip2, bz2.BZ2Decompressor),
+    (lambda head: head.startswith(_XZ), lambda: lzma.LZMADecompressor(memlimit=LARGEST_WINDOW)),
 )
+
+
+def _member_blocks(stream: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
+    # Not bz2's and lzma's files, which end without a word at what they cannot read after the first member.
+    content = b""
+    while content := content or stream.read(_BLOCK):
+        content = content.lstrip(b"\0")  # xz files may be padded
+        if not content:
+            continue
+        member = new()
+        while not member.eof:
+            if member.needs_input and not content and not (content := stream.read(_BLOCK)):
+                raise EOFError("the last compressed member is cut short")
+            if block := member.decompress(content, _BLOCK):
+                yield block
+            content = b""
+        content = member.unused_data
 
 
 def _zstd_blocks(stream: BinaryIO) -> Iterator[bytes]:
