@@ -67,7 +67,7 @@ def export(stage: ExportStage, context: Context) -> list[dict[str, Any]]:
                 _write(form, source, stage, folder)
                 check = _verify(form, source, stage, folder, expected)
                 card = model_card(form, source, stage, context, check)
-                (folder / "README.md").write_text(card, encoding="utf-8")
+                (folder / "README.md").write_bytes(storage.encode(card))
             written.append(
                 {
                     "format": form,

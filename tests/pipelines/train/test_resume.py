@@ -89,6 +89,16 @@ def test_an_interruption_after_the_last_step_only_writes_the_model(
     assert model.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["run [1]", "latin-\udce9"])
+def test_a_training_goes_on_in_a_folder_of_any_name(make_job: MakeJob, alone: Group, name: str) -> None:
+    undisturbed, disturbed = (make_job(each, steps=4, checkpoint_every=2) for each in ("plain", name))
+    train_silently(alone, undisturbed)
+    with pytest.raises(Killed):
+        train(disturbed, alone, killed_at(3))
+    train_silently(alone, disturbed)
+    assert torch.equal(metrics(undisturbed, "step", "loss"), metrics(disturbed, "step", "loss"))
+
+
 @pytest.mark.parametrize("zero", [2, 3])
 def test_training_goes_on_with_another_number_of_workers(
     make_job: MakeJob, alone: Group, two_workers: Workers, zero: int
@@ -96,8 +106,8 @@ def test_training_goes_on_with_another_number_of_workers(
     keys = {"deepspeed": {"zero": zero}, "schedule": {"kind": "constant"}, "weight_decay": 0.5}
     undisturbed = make_job("undisturbed", **keys, steps=6)
     train_silently(alone, undisturbed)
-    two_workers.run(train_silently, make_job("moved", **keys, steps=3, workers=2))
-    moved = make_job("moved", **keys, steps=6)
+    two_workers.run(train_silently, make_job("moved [1]", **keys, steps=3, workers=2))
+    moved = make_job("moved [1]", **keys, steps=6)
     train_silently(alone, moved)
     names = ("step", "loss", "gradient_norm")
     # Two workers add their gradients in another order than one does.
