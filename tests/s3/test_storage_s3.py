@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
+from pipelines.prepare.sources import PathSource
 
 
 def test_json_comes_back_as_it_was_written_and_the_last_write_counts(bucket: str) -> None:
@@ -101,3 +102,40 @@ def test_a_moved_folder_is_at_its_new_place_only(bucket: str) -> None:
 def test_a_wrong_secret_is_refused(bucket: str) -> None:
     with pytest.raises(PermissionError):
         storage.write_json_atomic(storage.join(bucket, "state.json"), {})
+
+
+ODD_KEYS = ["draft [1]", "what?*", "a#b%20c::d", "Bücher", "sp ace", "{a,b}", "+plus&=", "~home"]
+
+
+@pytest.mark.parametrize("name", ODD_KEYS)
+def test_a_key_of_any_name_is_found_listed_moved_and_removed(bucket: str, tmp_path: Path, name: str) -> None:
+    folder = storage.join(bucket, "books", name)
+    names = ["[x].txt", "a.txt", "deep/b.txt"]
+    for each in names:
+        storage.write_text_atomic(storage.join(folder, each), each)
+    storage.write_text_atomic(storage.join(bucket, "books", "d", "other.txt"), "what `draft [1]` could match")
+    inside = [storage.join(folder, each) for each in names]
+    assert storage.glob(folder) == inside
+    assert storage.glob(f"{folder}/*.txt") == inside[:2]
+    assert storage.glob(f"{folder}/**/b.txt") == inside[2:]
+    assert storage.glob(inside[0]) == inside[:1]
+    assert storage.read_text(inside[0]) == "[x].txt"
+    assert storage.is_folder(folder)
+    moved = storage.join(bucket, name)
+    storage.move_folder(folder, moved)
+    storage.download_folder(moved, tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["[x].txt", "a.txt", "deep"]
+    storage.remove_folder(moved)
+    assert not storage.exists(moved)
+    assert storage.glob(bucket) == [storage.join(bucket, "books", "d", "other.txt")]
+
+
+def test_a_source_folder_follows_the_same_rule_as_a_local_one(bucket: str) -> None:
+    books = storage.join(bucket, "books [draft]")
+    for name in ("A.TXT", "b.txt", ".DS_Store", ".git/c.txt", "deep/d.txt~", "notes.md", "e.Json.GZ"):
+        storage.write_text_atomic(storage.join(books, name), "text")
+    for path in (books, f"{books}/**"):
+        source = PathSource(path=path)
+        assert source.files() == [f"{books}/{name}" for name in ("A.TXT", "b.txt", "e.Json.GZ")]
+        over = [one.place.removeprefix(f"{books}/") for one in source.passed_over()]
+        assert over == [".DS_Store", ".git", "deep/d.txt~", "notes.md"]
