@@ -104,7 +104,7 @@ def test_a_wrong_secret_is_refused(bucket: str) -> None:
         storage.write_json_atomic(storage.join(bucket, "state.json"), {})
 
 
-ODD_KEYS = ["draft [1]", "what?*", "a#b%20c::d", "Bücher", "sp ace", "{a,b}", "+plus&=", "~home"]
+ODD_KEYS = ["draft [1] Bücher", "what?* {a,b} +&=", "~a#b%20c::d"]
 
 
 @pytest.mark.parametrize("name", ODD_KEYS)
@@ -113,7 +113,7 @@ def test_a_key_of_any_name_is_found_listed_moved_and_removed(bucket: str, tmp_pa
     names = ["[x].txt", "a.txt", "deep/b.txt"]
     for each in names:
         storage.write_text_atomic(storage.join(folder, each), each)
-    storage.write_text_atomic(storage.join(bucket, "books", "d", "other.txt"), "what `draft [1]` could match")
+    storage.write_text_atomic(storage.join(bucket, "books", "d", "other.txt"), "text")
     inside = [storage.join(folder, each) for each in names]
     assert storage.glob(folder) == inside
     assert storage.glob(f"{folder}/*.txt") == inside[:2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,23 @@ def test_a_run_killed_at_work_goes_on_to_the_same_bytes(
     assert {file: file.stat().st_mtime_ns for file in kept} == kept  # what was done is not done again
     storage.remove_folder(parts.work_folder(str(output)))
     assert content(output) == content(tmp_path / "undisturbed")
+
+
+def test_workers_in_another_folder_read_the_same_files_wherever_the_command_runs(
+    cluster: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        folder = tmp_path / name
+        shutil.copytree(corpus, folder / "books [1]")
+        (folder / "books [1]" / "caf\udce9.txt").write_bytes(b"\xff")
+        (folder / "books [1]" / ".DS_Store").write_bytes(b"")
+        monkeypatch.chdir(folder)
+        keys = stage(sources=[{"path": "books [1]"}, NEEDLES])
+        result = prepare(keys.absolute(), tmp_path / f"{name}-out")
+        assert list(result["passed_over"]) == [f"{folder}/books [1]/.DS_Store"]
+        assert "caf\\udce9.txt" in (tmp_path / f"{name}-out" / "rejects.jsonl").read_text()
+        (tmp_path / f"{name}-out" / "rejects.jsonl").unlink()
+    assert content(tmp_path / "here-out") == content(tmp_path / "there-out")
 
 
 def test_half_written_files_are_never_taken_for_whole(cluster: str, tmp_path: Path) -> None:
