@@ -11,6 +11,7 @@ With `packing = "concatenate"` documents run into each other, and `doc_lengths` 
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
