@@ -11,22 +11,18 @@ Places that start with a dot count from the file's folder, so that a workspace c
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines import assets, hub, storage
 from pipelines.errors import EspanError, InvalidKeyError, nearest
-from pipelines.hub import brief
-from pipelines.model_configuration import read_configuration
 from pipelines.model_files import (
     check_files,
     holds_adapter_only,
     hub_tokenizer_files,
     is_place,
-    local_folder,
     read_json,
 )
 from pipelines.path_keys import MODEL, TOKENIZER
@@ -122,32 +118,18 @@ def load_model(
     Raises:
         EspanError: it is not there or its tensors do not fit its configuration; the message names them.
     """
-    import torch
+    from pipelines.loading import load
 
-    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if source.new is not None:
-        return new_model(source.new).to(kind).eval()
-    model = _load_base(source.base, kind)
-    if source.adapter is None:
-        return model.eval()
-    from se_model import load_adapter
-
-    adapted = load_adapter(model, local_folder(source.adapter))
-    return (adapted.merge_and_unload() if merge else adapted).eval()
+    return load(source, dtype, merge)
 
 
 def new_model(configuration: Mapping[str, Any]) -> PreTrainedModel:
-    """Returns a Mamba-2-Hybrid with random weights, drawn from torch's global generator.
+    """Returns a Mamba-2-Hybrid with random weights in float32, drawn from torch's global generator.
 
     Raises:
         EspanError: the configuration is none of `Mamba2HybridConfig`.
     """
-    from se_model.hybrid import Mamba2HybridConfig, Mamba2HybridForCausalLM
-
-    try:
-        return Mamba2HybridForCausalLM(Mamba2HybridConfig(**configuration))
-    except (TypeError, ValueError) as error:
-        raise EspanError(f"new model: {brief(error)}") from error
+    return load_model(ModelSource("", new=configuration))
 
 
 def check_model(key: str, reference: str, context: CheckContext) -> None:
@@ -285,57 +267,3 @@ def _beside(folder: str, place: str | None) -> str | None:
 
 def _tokenizer_in(folder: str, reference: str) -> str | None:
     return reference if storage.exists(storage.join(folder, "tokenizer.json")) else None
-
-
-def _load_base(reference: str, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    from se_model.hybrid import Mamba2HybridConfig, Mamba2HybridForCausalLM
-
-    folder = local_folder(reference)
-    if not (folder / "config.json").exists():
-        raise EspanError(f"model '{reference}': {folder} holds no config.json")
-    configuration = read_configuration(folder)
-    try:
-        with _quiet_transformers():
-            if isinstance(configuration, Mamba2HybridConfig):
-                return Mamba2HybridForCausalLM.from_pretrained(str(folder), config=configuration, dtype=dtype)
-            # Mismatches are collected instead of raised by transformers, whose message does not name the
-            # tensors.
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                config=configuration,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EspanError(f"model '{reference}' cannot be loaded: {brief(error)}") from error
-    _refuse_misfits(reference, loading)
-    return model
-
-
-def _refuse_misfits(reference: str, loading: Mapping[str, Any]) -> None:
-    wrong = [
-        f"{name} has shape {list(found)} instead of {list(expected)}"
-        for name, found, expected in sorted(loading["mismatched_keys"])
-    ]
-    wrong += [f"{name} is missing" for name in sorted(loading["missing_keys"])]
-    if wrong:
-        what = brief("\n".join(wrong))
-        raise EspanError(f"model '{reference}': weights do not fit config.json: {what}")
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -48,7 +48,7 @@ class Engine:
     """One worker's DeepSpeed engine around a causal language model, and the optimizer that goes with it.
 
     Args:
-        model: on the CPU, with `requires_grad` set on what trains.
+        model: with `requires_grad` set on what trains; whole, or this worker's share (ZeRO-3).
         stage: the training stage's keys.
         workers: their number; gradients are averaged over them.
         accumulation: micro-batches per step on each worker.
@@ -67,7 +67,7 @@ class Engine:
         accumulation: int,
         from_universal: bool = False,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise EspanError("no parameter of the model trains")
@@ -76,7 +76,7 @@ class Engine:
         optimizer = torch.optim.AdamW(
             decay_groups(trainable, stage.weight_decay), lr=stage.learning_rate, betas=stage.betas
         )
-        elements = sum(parameter.numel() for parameter in trainable)
+        elements = sum(_shape(parameter).numel() for parameter in trainable)
         with _without_compiler():
             self._engine, *_ = deepspeed.initialize(
                 model=LossModel(model),
@@ -210,13 +210,19 @@ def deepspeed_config(
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Splits parameters into matrices, which decay, and vectors (norms, biases, A_log, D), which never do."""
     parameters = list(parameters)
-    decaying = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    decaying = [parameter for parameter in parameters if len(_shape(parameter)) > 1]
+    others = [parameter for parameter in parameters if len(_shape(parameter)) <= 1]
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
-def _import_deepspeed() -> Any:
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Returns the shape of a whole parameter; of one that is split over the workers, DeepSpeed's record."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def import_deepspeed() -> Any:
+    """Returns DeepSpeed, quiet, and without what it compiles on a CPU."""
     import deepspeed.ops
 
     if not torch.cuda.is_available():

@@ -26,7 +26,7 @@ from pipelines.train.group import Group, context_group, ray_train_group
 from pipelines.train.job import MODEL_FOLDER, TrainJob
 from pipelines.train.layout import Layout
 from pipelines.train.metrics import METRICS_FILE, MetricsLog, read_metrics
-from pipelines.train.model import training_model, write_coverage
+from pipelines.train.model import load_for, open_training, write_coverage
 from pipelines.train.preemptions import Preemptions
 from pipelines.train.sole_writer import sole_writer
 from pipelines.train.steps import Steps
@@ -82,9 +82,10 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         corpus = group.agree(lambda: ShardReader(job.data))
         store = CheckpointStore(job.checkpoints)
         checkpoint = group.gather(group.agree(lambda: store.newest() if group.first else None))[0]
-        model = group.agree(lambda: training_model(job, corpus.manifest))
+        opened = group.agree(lambda: open_training(job, corpus.manifest))
         if group.first:
-            write_coverage(model, job.output)
+            write_coverage(opened.model, job.output)
+        model = load_for(opened, stage, group)
         engine = _engine(job, group, plan, model, checkpoint)
         done = checkpoint.state.step if checkpoint else 0
         tell({"at": done})

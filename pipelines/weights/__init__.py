@@ -1,0 +1,1 @@
+"""Weights before they are a model: read tensor by tensor, merged, written, or put into their model."""
