@@ -100,8 +100,8 @@ def _open_new(configuration: Mapping[str, Any], dtype: torch.dtype) -> Opened:
 def _refuse_quantized(reference: str, configuration: Any) -> None:
     if getattr(configuration, "quantization_config", None):
         raise EspanError(
-            f"model '{reference}' is quantized (quantization_config in its {CONFIG_FILE}), and such weights are "
-            "neither trained nor merged here; use the checkpoint that it was made from"
+            f"model '{reference}' is quantized (quantization_config in its {CONFIG_FILE}), and such weights "
+            "cannot be loaded here; use the checkpoint that it was made from"
         )
 
 

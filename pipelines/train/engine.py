@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipelines.errors import EspanError
 from pipelines.plain_path import plain_path
 from pipelines.train.checkpoints import ADAPTER_FOLDER, ENGINE_FOLDER
+from pipelines.train.saving import save_sharded
 from se_model.loss import causal_lm_loss
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ class Engine:
 
         Every worker calls it; the first writes.
         """
+        if not self._adapter and self._engine.zero_optimization_partition_weights():
+            save_sharded(self.model, folder)
+            return
         state = self._full_state()
         if state is None:
             return
@@ -177,9 +181,9 @@ class Engine:
         self.model.save_pretrained(str(folder), state_dict=state, **options)
 
     def _full_state(self) -> Mapping[str, Tensor] | None:
-        """Returns the language model's whole state on the first worker, None on the others."""
+        """Returns the adapter's state, or the whole model's, on the first worker, None on the others."""
         if self._engine.zero_optimization_partition_weights():
-            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=self._adapter)
+            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
         else:
             state = self._engine.module.state_dict() if self._engine.global_rank == 0 else None
         return (

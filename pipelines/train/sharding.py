@@ -46,13 +46,19 @@ class _Arriving(nn.Module):
         self._dtype = torch.bfloat16 if stage.precision == "bf16" else None
         self._group = group
         self._problem: str | None = None
+        # One piece of memory through which all of them come: taken and given back one by one, they would
+        # leave a heap full of holes between the shards that stay.
+        sizes = [
+            parameter.numel() * self._type(parameter).itemsize for parameter in opened.model.parameters()
+        ]
+        self._buffer = torch.empty(max(sizes), dtype=torch.uint8, device=group.device)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Yields every parameter of the model, each whole and in its place."""
         (opened,) = self._opened
         there = [parameter for parameter in opened.model.parameters() if not parameter.is_meta]
         for parameter in there:  # a new adapter
-            parameter.data = parameter.data.to(self._dtype or parameter.dtype)
+            parameter.data = parameter.data.to(self._type(parameter))
             yield parameter
         for name, empty in empties(opened.model):
             whole = nn.Parameter(self._value(name, empty.parameter), requires_grad=False)
@@ -65,13 +71,17 @@ class _Arriving(nn.Module):
             raise EspanError(self._problem)
 
     def _value(self, name: str, empty: nn.Parameter) -> Tensor:
-        # What DeepSpeed makes of every weight when it trains in bf16.
-        dtype = self._dtype or empty.dtype
+        dtype = self._type(empty)
+        value = self._buffer[: empty.numel() * dtype.itemsize].view(dtype).view(empty.shape)
         (opened,) = self._opened
         if self._group.first and self._problem is None:
             try:
-                return opened.weights.read(name).to(self._group.device, dtype)
+                value.copy_(opened.weights.read(name, mapped=True))
             except (EspanError, OSError) as error:
                 # The others wait for a tensor: they get one, and hear of the problem when all are through.
                 self._problem = str(error)
-        return torch.empty(empty.shape, dtype=dtype, device=self._group.device)
+        return value
+
+    def _type(self, parameter: nn.Parameter) -> torch.dtype:
+        # In bf16 DeepSpeed makes every weight of that type.
+        return self._dtype or parameter.dtype

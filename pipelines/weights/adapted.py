@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ _PREFIX = "base_model.model."
 
 
 class AdaptedWeights:
-    """`weights` under the names that they have inside a `PeftModel`; a trained copy starts as what it copies."""
+    """`weights` by the names that they have inside a `PeftModel`; trained copies start as the original."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -30,9 +30,9 @@ class AdaptedWeights:
         """Returns the type of a tensor as it is stored."""
         return self._weights.dtype(bare_name(name))
 
-    def read(self, name: str) -> Tensor:
-        """Returns a tensor on the CPU, in memory of its own."""
-        return self._weights.read(bare_name(name))
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns a tensor on the CPU; see `WeightFiles.read` for `mapped`."""
+        return self._weights.read(bare_name(name), mapped)
 
 
 def bare_name(name: str) -> str:
@@ -54,7 +54,7 @@ def draw_updates(model: PeftModel) -> None:
                 _draw(layer, adapter, empty)
 
 
-def _draw(layer: nn.Module, adapter: str, empty: dict[int, Empty]) -> None:
+def _draw(layer: Any, adapter: str, empty: dict[int, Empty]) -> None:
     drawn = False
     for matrices in (layer.lora_A, layer.lora_B):
         weight = matrices[adapter].weight

@@ -1,4 +1,4 @@
-"""The files of a checkpoint, read tensor by tensor: safetensors, or torch's own format, in one file or many."""
+"""The files of a checkpoint, read tensor by tensor: safetensors or torch's own format, one file or many."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TensorInfo(NamedTuple):
     dtype: torch.dtype
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Its size in the file."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
@@ -73,11 +73,18 @@ class WeightFiles:
         """Bytes of the largest file's tensors."""
         sizes: dict[Path, int] = {}
         for info in self.tensors.values():
-            sizes[info.file] = sizes.get(info.file, 0) + info.bytes
+            sizes[info.file] = sizes.get(info.file, 0) + info.nbytes
         return max(sizes.values(), default=0)
 
-    def read(self, name: str) -> Tensor:
-        """Returns a tensor on the CPU, in memory of its own.
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns a tensor on the CPU.
+
+        Args:
+            name: of a tensor in the files.
+            mapped: the tensor may lie in a memory map of its file (private: writing to it changes no file).
+                The processes of a machine then share its pages, and the system can drop them; those that
+                were read count as this process's memory as long as the tensor is there. Otherwise the tensor
+                has memory of its own, and no map stays open.
 
         Raises:
             EspanError: the file is damaged.
@@ -86,8 +93,7 @@ class WeightFiles:
         if file in self._torch:
             return self._torch[file].read(name)
         try:
-            # Read, not mapped: pages of a map count as the process's memory as long as it is open.
-            with safe_open(file, framework="pt", backend="pread") as opened:
+            with safe_open(file, framework="pt", backend="mmap" if mapped else "pread") as opened:
                 return opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise EspanError(f"{file}: {name} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.weights.tensors import Weights
 
@@ -38,13 +38,16 @@ class Empty:
 
 
 def fill(model: nn.Module, weights: Weights, device: torch.device | str = "cpu") -> None:
-    """Reads every parameter of `model`, a skeleton, into the memory of `device`, in the type that it has there.
+    """Reads every parameter of `model`, a skeleton, to `device`, in the type that it has in the skeleton.
 
-    Beside the model itself one tensor is in memory at a time.
+    Beside the model itself one tensor is in memory at a time. On a CPU, weights that are stored in the type
+    asked for are not copied: they lie in a map of their file.
     """
     for name, empty in empties(model):
-        tensor = weights.read(name)
-        empty.put(nn.Parameter(tensor.to(device, empty.parameter.dtype), requires_grad=False))
+        dtype = empty.parameter.dtype
+        mapped = torch.device(device).type == "cpu" and weights.dtype(name) == dtype
+        tensor = weights.read(name, mapped).to(device, dtype)
+        empty.put(nn.Parameter(tensor, requires_grad=False))
     fill_buffers(model, weights)
 
 

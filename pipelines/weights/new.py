@@ -28,8 +28,8 @@ class NewWeights:
         """float32: what is drawn is rounded afterwards."""
         return torch.float32
 
-    def read(self, name: str) -> Tensor:
-        """Returns the tensor `name`, with which the others of its module are drawn.
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns the tensor `name`, with which the others of its module are drawn; never a map.
 
         Raises:
             EspanError: the architecture does not say how the tensor begins.

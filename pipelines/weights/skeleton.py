@@ -47,7 +47,7 @@ def skeleton(configuration: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedM
 
     import se_model.hybrid  # noqa: F401 - registers Mamba-2-Hybrid with transformers' Auto classes
 
-    # Under `torch.device("meta")` buffers would be empty too, and what a rotary embedding computes once, lost.
+    # Under `torch.device("meta")` buffers would be empty too, and what a rotary embedding computes once lost.
     with no_init_weights(), no_tie_weights(), init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(configuration, dtype=dtype)
     _keep_in_float32(model, dtype)

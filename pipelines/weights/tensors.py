@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -25,8 +26,8 @@ class Weights(Protocol):
         """Returns the type of a tensor as it is stored."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """Returns a tensor of the model on the CPU, in memory of its own."""
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns a tensor of the model on the CPU; see `WeightFiles.read` for `mapped`."""
         ...
 
 
@@ -73,13 +74,14 @@ class CheckpointWeights:
         """Returns the type of a tensor as it is stored."""
         return self._files.tensors[self._source(name).parts[0].file_name].dtype
 
-    def read(self, name: str) -> Tensor:
-        """Returns the model's tensor `name`, or the one that it is tied to, on the CPU.
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns the model's tensor `name`, or the one that it is tied to; see `WeightFiles.read`.
 
         Raises:
             EspanError: a file is damaged.
         """
-        return self._source(name).convert(self._model, self._files.read)[self._stored.get(name, name)]
+        read = partial(self._files.read, mapped=mapped)
+        return self._source(name).convert(self._model, read)[self._stored.get(name, name)]
 
     def _source(self, name: str) -> _Source:
         return self._sources[self._stored.get(name, name)]
