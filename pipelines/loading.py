@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,21 @@ import torch
 
 from pipelines.errors import EspanError
 from pipelines.model_files import brief, local_folder
+from pipelines.weights.adapted import TrainedWeights
 from pipelines.weights.files import WeightFiles
 from pipelines.weights.fill import fill
+from pipelines.weights.merged import MergedWeights
 from pipelines.weights.new import NewWeights
 from pipelines.weights.skeleton import CONFIG_FILE, read_configuration, skeleton, tie
 from pipelines.weights.tensors import CheckpointWeights, Misfits, Weights
+from pipelines.weights.write import NotTensorByTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pipelines.models import ModelSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,9 +54,16 @@ def load(source: ModelSource, dtype: torch.dtype | str, merge: bool) -> PreTrain
     opened = open_base(source, kind)
     if source.adapter is None:
         return opened.load()
+    folder = local_folder(source.adapter)
+    if merge:
+        try:
+            weights = MergedWeights(opened.model, opened.weights, folder, kind)
+            return Opened(opened.model, weights).load()
+        except NotTensorByTensor as reason:
+            logger.warning("merged as a whole: %s", reason)
     from se_model import load_adapter
 
-    adapted = load_adapter(opened.load(), local_folder(source.adapter))
+    adapted = load_adapter(opened.load(), folder)
     return (adapted.merge_and_unload() if merge else adapted).eval()
 
 
@@ -63,6 +76,26 @@ def open_base(source: ModelSource, dtype: torch.dtype) -> Opened:
     if source.new is not None:
         return _open_new(source.new, dtype)
     return open_folder(source.base, local_folder(source.base), dtype)
+
+
+def open_adapted(source: ModelSource, dtype: torch.dtype) -> Opened:
+    """Opens the model that `source` names, its adapter around it if it has one, as peft would load the two.
+
+    Raises:
+        NotTensorByTensor: the adapter is of a kind whose tensors are not known here by their names.
+        EspanError: as `open_base`.
+    """
+    opened = open_base(source, dtype)
+    if source.adapter is None:
+        return opened
+    from peft import PeftConfig, PeftModelForCausalLM
+
+    folder = local_folder(source.adapter)
+    MergedWeights(opened.model, opened.weights, folder)
+    adapted = PeftModelForCausalLM(
+        opened.model, PeftConfig.from_pretrained(str(folder), inference_mode=True), low_cpu_mem_usage=True
+    )
+    return Opened(adapted.eval(), TrainedWeights(opened.weights, folder))
 
 
 def open_folder(reference: str, folder: Path, dtype: torch.dtype) -> Opened:

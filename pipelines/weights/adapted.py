@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pipelines.errors import EspanError
+from pipelines.weights.files import WeightFiles
 from pipelines.weights.fill import Empty, empties
+from pipelines.weights.merged import TENSORS
 from pipelines.weights.tensors import Weights
 
 if TYPE_CHECKING:
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
 _ADDED = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+)(?=\.)")
 """What peft (0.21) puts into the names of a model's own tensors and of the copies of them that train."""
+
+_OF_ADAPTER = re.compile(r"(\.lora_[AB])\.[^.]+(?=\.weight$)|\.modules_to_save\.[^.]+(?=\.)")
 
 _PREFIX = "base_model.model."
 
@@ -38,6 +44,37 @@ class AdaptedWeights:
 def bare_name(name: str) -> str:
     """Returns the name that a tensor inside a `PeftModel` has in the model itself."""
     return _ADDED.sub("", name.removeprefix(_PREFIX))
+
+
+class TrainedWeights:
+    """`base` inside a `PeftModel` whose adapter was trained, and lies in `folder`.
+
+    Raises:
+        EspanError: on reading a tensor that the adapter's files lack.
+    """
+
+    def __init__(self, base: Weights, folder: Path) -> None:
+        self._base = AdaptedWeights(base)
+        self._files = WeightFiles(folder, TENSORS)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Returns the type of a tensor as it is stored."""
+        key = self._key(name)
+        return self._base.dtype(name) if key is None else self._files.tensors[key].dtype
+
+    def read(self, name: str, mapped: bool = False) -> Tensor:
+        """Returns a tensor on the CPU; see `WeightFiles.read` for `mapped`."""
+        key = self._key(name)
+        return self._base.read(name, mapped) if key is None else self._files.read(key, mapped)
+
+    def _key(self, name: str) -> str | None:
+        """Returns what peft (0.21) calls the tensor in an adapter's file; None for one of the base's."""
+        key = _OF_ADAPTER.sub(lambda found: found[1] or "", name)
+        if key == name:
+            return None
+        if key not in self._files.tensors:
+            raise EspanError(f"{self._files.folder} lacks {key}; it was not written whole")
+        return key
 
 
 def draw_updates(model: PeftModel) -> None:

@@ -42,11 +42,6 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
-    def nbytes(self) -> int:
-        """Its size in the file."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
 
 class WeightFiles:
     """A checkpoint folder's tensors by the names that its files give them.
@@ -56,25 +51,18 @@ class WeightFiles:
 
     Args:
         folder: with `model.safetensors` or `pytorch_model.bin`, or the index of either.
+        names: files in `folder`, where they are called otherwise.
 
     Raises:
         EspanError: there are no weights, or a file of them is missing or not what its name says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
         self._torch: dict[Path, _TorchFile] = {}
-        for file in weight_files(folder):
+        for file in [folder / name for name in names] or weight_files(folder):
             self.tensors |= self._describe(file)
-
-    @property
-    def largest_file(self) -> int:
-        """Bytes of the largest file's tensors."""
-        sizes: dict[Path, int] = {}
-        for info in self.tensors.values():
-            sizes[info.file] = sizes.get(info.file, 0) + info.nbytes
-        return max(sizes.values(), default=0)
 
     def read(self, name: str, mapped: bool = False) -> Tensor:
         """Returns a tensor on the CPU.
