@@ -145,8 +145,8 @@ class MergedWeights:
             for one, other in zip(_matrices(first), _matrices(self._sources[name]), strict=True):
                 if not self._files.same(one, other):
                     raise EspanError(
-                        f"{self._folder} has different updates for uses of one shared weight, {changed[0]} and "
-                        f"{name}; it cannot be merged"
+                        f"{self._folder} has different updates for uses of one shared weight, "
+                        f"{changed[0]} and {name}; it cannot be merged"
                     )
 
 

@@ -1,4 +1,4 @@
-"""A forward pass of a model that is larger than memory: every layer is read when it runs, and dropped after."""
+"""A forward pass of a model that is larger than memory: each layer is read when it runs, and dropped."""
 
 from __future__ import annotations
 
