@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.errors import EspanError
-from pipelines.model_files import brief, local_folder
+from pipelines.hub import brief
+from pipelines.model_configuration import CONFIG_FILE, read_configuration
+from pipelines.model_files import local_folder
 from pipelines.weights.adapted import TrainedWeights
 from pipelines.weights.files import WeightFiles
 from pipelines.weights.fill import fill
 from pipelines.weights.merged import MergedWeights
 from pipelines.weights.new import NewWeights
-from pipelines.weights.skeleton import CONFIG_FILE, read_configuration, skeleton, tie
+from pipelines.weights.skeleton import skeleton, tie
 from pipelines.weights.tensors import CheckpointWeights, Misfits, Weights
 from pipelines.weights.write import NotTensorByTensor
 

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipelines.errors import EspanError
+from pipelines.storage import read_json
+from pipelines.weight_files import weights_in
 from se_model.hybrid.published import read_published_weights
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -137,23 +138,19 @@ class _TorchFile:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the files that hold a checkpoint's weights, safetensors where there are any.
+    """Returns the files that hold the weights of the model in `folder`.
 
     Raises:
         EspanError: there are none, or one that the index names is missing.
     """
-    for name in _SINGLE:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [folder / name]
-        if index.is_file():
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = [folder / file for file in named]
-            missing = [file.name for file in files if not file.is_file()]
-            if missing:
-                raise EspanError(f"{index}: {missing[0]} is not there; download the checkpoint again")
-            return files
-    raise EspanError(f"{folder} holds no weights ({', '.join(_SINGLE)})")
+    names = {file.name for file in folder.iterdir()}
+    found = weights_in(names, lambda name: read_json(str(folder / name)))
+    if not found:
+        raise EspanError(f"{folder} holds no weights (model.safetensors or the like)")
+    missing = [name for name in found if name not in names]
+    if missing:
+        raise EspanError(f"{folder / found[0]} names {missing[0]}, which is not there; fetch that file")
+    return [folder / name for name in found if not name.endswith(".json")]
 
 
 def read_header(file: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipelines import storage
-
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-CONFIG_FILE = "config.json"
-_OURS = ("mamba2_hybrid", None)
-"""Model types that `Mamba2HybridConfig` reads: the published state-spaces checkpoints name none."""
-
-
-def read_configuration(folder: Path) -> PreTrainedConfig:
-    """Returns the configuration in a checkpoint folder.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or asks for what is not served.
-    """
-    from transformers import AutoConfig
-
-    from se_model.hybrid import Mamba2HybridConfig
-
-    ours = storage.read_json(str(folder / CONFIG_FILE)).get("model_type") in _OURS
-    configuration: PreTrainedConfig = (Mamba2HybridConfig if ours else AutoConfig).from_pretrained(
-        str(folder)
-    )
-    return configuration
 
 
 def skeleton(configuration: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
