@@ -144,10 +144,10 @@ def _percent(value: float | None) -> str:
 
 
 def _checked(form: Form, check: Check) -> str:
-    loaded = "plain `transformers`" if form == "merged" else "plain `peft`"
+    what = "checkpoint" if form == "merged" else "adapter, over its base,"
     return (
-        f"These files were loaded again with {loaded}, and their logits compared with those of the model as "
-        f"it was trained: the largest difference is {check.largest_difference:.2e}, the largest logit "
+        f"This {what} was read again, and its logits compared with those of the model as it was trained, in "
+        f"float32: the largest difference is {check.largest_difference:.2e}, the largest logit "
         f"{check.largest_logit:.3g}."
     )
 

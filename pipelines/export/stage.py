@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pipelines.errors import InvalidKeyError
-from pipelines.models import check_model, external_files, plan_of_model
+from pipelines.machine import bytes_text
+from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.path_keys import MODEL, Reference
 from pipelines.stage import CheckContext, Context, Stage
 
@@ -22,13 +23,13 @@ class ExportStage(Stage):
             PEFT stores
             it, to be loaded over the base model; or both.
         scores: evaluate stages whose results the model card shows.
-        precision: of a merged checkpoint's weights.
+        precision: of a merged checkpoint's weights; by default each has the type of the base model's.
     """
 
     model: Annotated[str, MODEL]
     format: Literal["merged", "adapter", "both"] = "merged"
     scores: Annotated[tuple[str, ...], Reference(stage=True)] = ()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] | None = None
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -55,18 +56,32 @@ class ExportStage(Stage):
             context.require_stage_or_path(f"scores.{index}", name, kinds=("evaluate",))
 
     def plan(self, context: CheckContext) -> Mapping[str, str]:
-        """What is written, and of which model."""
+        """What is written of which model, in which type, and how much memory that takes."""
         return plan_of_model(self.model, context) | {
-            "writes": ", ".join(f"{context.output}/{form}" for form in self.forms)
+            "writes": ", ".join(f"{context.output}/{form}" for form in self.forms),
+            "precision": self.precision or "the base model's own",
+            "memory": self._memory(context),
         }
+
+    def _memory(self, context: CheckContext) -> str:
+        reference: Any = self.model
+        while reference in context.earlier:
+            reference = getattr(context.earlier[reference].stage, "model", None)
+            if not isinstance(reference, str):
+                return "known when the model is there"
+        from pipelines.export.task import task_bytes
+
+        needed, _ = task_bytes(resolve_model(reference, {}))
+        return f"a task on the cluster that reserves {bytes_text(needed)}"
 
 
 def run(stage: ExportStage, context: Context) -> Mapping[str, Any]:
     """Writes each form into its own folder; loaded again, it must give the trained model's logits."""
-    from pipelines.export.write import export
+    from pipelines.export.task import export_in_task
 
-    written = export(stage, context)
+    written = export_in_task(stage, context)
     headline = ", ".join(
-        f"{each['format']} (logits within {each['largest_difference']:.1e})" for each in written
+        f"{each['format']} ({each['precision']}, logits within {each['largest_difference']:.1e})"
+        for each in written
     )
     return {"headline": headline, "written": written}

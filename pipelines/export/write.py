@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -10,8 +9,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,34 +21,31 @@ from pipelines.errors import EspanError
 from pipelines.export.card import Check, model_card
 from pipelines.export.stage import ExportStage, Form
 from pipelines.hub import split_reference
+from pipelines.loading import Opened, open_adapted, open_base
+from pipelines.merging import stored_dtype, write_merged
 from pipelines.model_files import is_place, local_folder
 from pipelines.models import ModelSource, load_model, resolve_model
 from pipelines.plain_path import plain_path
 from pipelines.stage import Context
 from pipelines.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from pipelines.weights.streamed import streamed_logits
 
 PROBE_ROWS, PROBE_TOKENS = 2, 256
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference between logits, as a share of the largest logit: merging rounds once per weight, loading
-# an adapter again rounds nothing.
-_TOLERANCES = {
-    ("merged", "fp32"): 1e-4,
-    ("merged", "bf16"): 0.1,
-    ("adapter", "fp32"): 1e-6,
-    ("adapter", "bf16"): 1e-6,
-}
+# an adapter again rounds nothing. The arithmetic is float32 on either side.
+_MERGED_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
+_ROUNDED_TOLERANCE, _ADAPTER_TOLERANCE = 0.1, 1e-6
 
 
-def export(stage: ExportStage, context: Context) -> list[dict[str, Any]]:
+def export(stage: ExportStage, context: Context, whole: bool = False) -> list[dict[str, Any]]:
     """Writes every form of `stage.forms` below `context.output`.
 
-    Returns one `{format, path, largest_difference, largest_logit}` per form.
+    Weights are read, merged, written and proved with one layer in memory at a time, or with the `whole` model
+    there. Returns one `{format, path, precision, largest_difference, largest_logit}` per form.
 
     Raises:
+        NotTensorByTensor: it can only be done with `whole`.
         EspanError: there is no adapter to export, or what was written gives other logits than the trained
             model.
     """
@@ -60,18 +57,21 @@ def export(stage: ExportStage, context: Context) -> list[dict[str, Any]]:
         _quietly(),
         context.progress.task(f"{context.name}: exporting", total=len(stage.forms), unit="forms") as shown,
     ):
-        expected = probe_logits(load_model(source))
+        expected = probe_logits(load_model(source) if whole else open_adapted(source, torch.float32))
+        dtype = _DTYPES[stage.precision] if stage.precision else stored_dtype(source)
+        write = partial(_write, whole=True) if whole else _write
         for form in stage.forms:
             place = storage.join(context.output, form)
             with _folder(place) as folder:
-                _write(form, source, stage, folder)
-                check = _verify(form, source, stage, folder, expected)
+                write(form, source, stage, folder)
+                check = _verify(form, source, dtype, folder, expected, whole)
                 card = model_card(form, source, stage, context, check)
                 (folder / "README.md").write_bytes(storage.encode(card))
             written.append(
                 {
                     "format": form,
                     "path": place,
+                    "precision": str(dtype).removeprefix("torch."),
                     "largest_difference": check.largest_difference,
                     "largest_logit": check.largest_logit,
                 }
@@ -80,20 +80,28 @@ def export(stage: ExportStage, context: Context) -> list[dict[str, Any]]:
     return written
 
 
-def probe_logits(model: PreTrainedModel | PeftModel) -> Tensor:
-    """Returns the logits of a model for fixed token ids: [PROBE_ROWS, PROBE_TOKENS, vocabulary], float32."""
+def probe_logits(model: Any) -> Tensor:
+    """Returns the logits of a model for fixed token ids: [PROBE_ROWS, PROBE_TOKENS, vocabulary], float32.
+
+    Args:
+        model: a transformers or peft model, or an `Opened` one, of which one layer is loaded at a time.
+    """
+    opened = model if isinstance(model, Opened) else None
+    if opened is not None:
+        model = opened.model
     vocabulary = model.get_input_embeddings().num_embeddings
     input_ids = torch.randint(
         vocabulary, (PROBE_ROWS, PROBE_TOKENS), generator=torch.Generator().manual_seed(0)
     )
+    if opened is not None:
+        return streamed_logits(opened.model, opened.weights, input_ids)
     with torch.inference_mode():
         return model.eval()(input_ids=input_ids, use_cache=False).logits.float()
 
 
-def _write(form: Form, source: ModelSource, stage: ExportStage, folder: Path) -> None:
+def _write(form: Form, source: ModelSource, stage: ExportStage, folder: Path, whole: bool = False) -> None:
     if form == "merged":
-        # Merged in float32 and rounded once, whatever the precision of the files.
-        load_model(source, merge=True).to(_DTYPES[stage.precision]).save_pretrained(folder)
+        write_merged(source, folder, _DTYPES[stage.precision] if stage.precision else None, whole)
     else:
         assert source.adapter is not None
         for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -113,19 +121,18 @@ def _name_base(path: Path, base: str) -> None:
     path.write_text(json.dumps(configuration, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _verify(form: Form, source: ModelSource, stage: ExportStage, folder: Path, expected: Tensor) -> Check:
-    gc.collect()  # the model that was written is gone before the next is loaded
-    if form == "merged":
-        model = load_model(ModelSource(str(folder)), dtype=_DTYPES[stage.precision])
-    else:
-        model = load_model(ModelSource(source.base, adapter=str(folder)))
-    plain = model.get_base_model() if form == "adapter" else model
+def _verify(
+    form: Form, source: ModelSource, dtype: torch.dtype, folder: Path, expected: Tensor, whole: bool
+) -> Check:
+    written = ModelSource(str(folder)) if form == "merged" else ModelSource(source.base, adapter=str(folder))
+    again = load_model(written) if whole else open_adapted(written, torch.float32)
     check = Check(
-        largest_difference=float((probe_logits(model) - expected).abs().max()),
+        largest_difference=float((probe_logits(again) - expected).abs().max()),
         largest_logit=float(expected.abs().max()),
-        model_class=type(plain).__name__,
+        model_class=type(open_base(written, torch.float32).model).__name__,
     )
-    allowed = _TOLERANCES[form, stage.precision] * check.largest_logit
+    merged = _MERGED_TOLERANCES.get(dtype, _ROUNDED_TOLERANCE)
+    allowed = (merged if form == "merged" else _ADAPTER_TOLERANCE) * check.largest_logit
     if not check.largest_difference <= allowed:
         raise EspanError(
             f"the {form} export does not give the trained model's logits: they differ by "

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import posixpath
-import tempfile
 from dataclasses import dataclass
 
 from pipelines import storage
 from pipelines.errors import EspanError
-from pipelines.models import MODEL_FILE, ModelSource, load_model, resolve_model, write_model_file
+from pipelines.merging import merge_into
+from pipelines.models import MODEL_FILE, ModelSource, resolve_model, write_model_file
 from pipelines.path_keys import TOKENIZER
 from pipelines.precision import Choice, Settled, choose_precision
 from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
 from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.config import NewModel
 from pipelines.train.stage import TrainStage
@@ -108,7 +107,7 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
         model = resolve_model(stage.model, context.inputs)
         refuse_other_tokenizer(model.tokenizer, model.name, manifest.tokenizer, data)
         if model.adapter is not None:
-            model = _merged_base(model, context.output)
+            model = _merged_base(model, context)
     return TrainJob(
         stage=stage.in_precision(precision) if stage.precision == "auto" else stage,
         model=model,
@@ -120,16 +119,12 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
     )
 
 
-def _merged_base(model: ModelSource, output: str) -> ModelSource:
+def _merged_base(model: ModelSource, context: Context) -> ModelSource:
     """Folds an adapter into its base, once: a new adapter needs a base that exists on disk."""
-    folder = storage.join(output, BASE_FOLDER)
+    folder = storage.join(context.output, BASE_FOLDER)
     merged = ModelSource(folder, tokenizer=folder if model.tokenizer else None)
     if storage.exists(storage.join(folder, MODEL_FILE)):
         return merged
-    with tempfile.TemporaryDirectory(prefix="espan-base-") as scratch:
-        load_model(model, merge=True).save_pretrained(scratch)
-        if model.tokenizer:
-            load_tokenizer(model.tokenizer).save_pretrained(scratch)
-        storage.upload_folder(scratch, folder)
+    merge_into(model, folder, f"{context.name}: merging {model.name}", context.progress)
     write_model_file(folder, ModelSource(".", tokenizer="." if model.tokenizer else None))
     return merged

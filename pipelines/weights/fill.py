@@ -34,7 +34,7 @@ class Empty:
         """Puts `values` in the parameter's place, everywhere."""
         values.requires_grad_(self.parameter.requires_grad)
         for holder in self.holders:
-            setattr(holder.module, holder.leaf, values)
+            holder.module._parameters[holder.leaf] = values
 
 
 def fill(model: nn.Module, weights: Weights, device: torch.device | str = "cpu") -> None:
