@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +23,7 @@ from pipelines.errors import EspanError
 from pipelines.export.stage import ExportStage, run
 from pipelines.export.task import task_bytes
 from pipelines.export.write import export, probe_logits
+from pipelines.loading import open_adapted
 from pipelines.models import ModelSource, load_model, resolve_model, write_model_file
 from pipelines.progress import Progress
 from pipelines.recipe import read_recipe
@@ -30,7 +31,7 @@ from pipelines.reserved import memory_to_reserve, run_reserved
 from pipelines.stage import Context
 from pipelines.weights.skeleton import skeleton, tie
 from pipelines.weights.write import plan_files, write_files
-from se_model import HyLoraConfig, Mamba2HybridConfig, apply_hylora
+from se_model import HyLoraConfig, Mamba2HybridConfig, apply_hylora, load_adapter
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, within
 
@@ -85,6 +86,7 @@ import json, sys
 from pathlib import Path
 import deepspeed, peft, transformers
 from pipelines.export.write import export, probe_logits
+from pipelines.loading import open_adapted
 from pipelines.models import ModelSource, load_model, resolve_model
 from tests.real_size.test_streamed_export import context_in, stage_for
 
@@ -108,7 +110,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = skeleton(LARGE, torch.bfloat16)
     tie(model, set(model.all_tied_weights_keys))
     (folder / "base").mkdir()
-    shapes = {name: p for name, p in model.named_parameters()}
+    shapes = dict(model.named_parameters())
     files = plan_files(model, shapes, 55_000_000)
     write_files(model, files, lambda name: torch.full(shapes[name].shape, 0.01).bfloat16(), folder / "base")
     LARGE.save_pretrained(folder / "base")
@@ -147,7 +149,6 @@ def test_an_export_grows_by_less_than_a_file_of_the_checkpoint_and_the_embedding
     )
     grown = json.loads(done.stdout.splitlines()[-1])["grown"]
     embeddings = 4 * 2048 * LARGE.hidden_size
-    print(grown / 1e6, max(files) / 1e6, embeddings / 1e6, sum(files) / 1e6)
     assert grown < 1.3 * (max(files) + embeddings)
     assert grown < task_bytes(resolve_model(str(large), {}))[0]
 
@@ -161,8 +162,6 @@ def test_a_merged_export_is_what_peft_merges_in_the_models_own_type(
     (written,) = export(stage_for(source, tmp_path), context_in(tmp_path, tmp_path))
     assert written["precision"] == str(dtype).removeprefix("torch.")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "release/merged", dtype="auto")
-    from se_model import load_adapter
-
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     expected = load_adapter(base, tmp_path / "adapter").merge_and_unload()
     for (key, tensor), (_, wanted) in zip(
@@ -173,8 +172,6 @@ def test_a_merged_export_is_what_peft_merges_in_the_models_own_type(
 
 
 def test_a_model_that_runs_layer_by_layer_has_the_logits_of_the_one_that_is_loaded(tmp_path: Path) -> None:
-    from pipelines.loading import open_adapted
-
     source = tuned(tiny_model("zamba2"), tmp_path)
     opened = open_adapted(source, torch.float32)
     assert torch.equal(probe_logits(opened), probe_logits(load_model(source)))
@@ -184,8 +181,6 @@ def test_a_model_that_runs_layer_by_layer_has_the_logits_of_the_one_that_is_load
 def test_an_adapter_that_merges_otherwise_is_merged_as_a_whole_and_that_is_said(
     tmp_path: Path, this_machine: None
 ) -> None:
-    from peft import LoraConfig, get_peft_model
-
     tiny_model("llama").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     adapted = get_peft_model(
