@@ -71,8 +71,7 @@ def merge_bytes(source: ModelSource, forward_tokens: int = 0) -> tuple[int, int]
         source: the model.
         forward_tokens: tokens that are also run through the model, layer by layer; 0 for none.
     """
-    folder = configuration_folder(source.base) or local_folder(source.base)
-    model = skeleton(read_configuration(folder), torch.float32)
+    model = _outline(source)
     sizes = [parameter.numel() for parameter in model.parameters()]
     layer = max(sum(each.numel() for _, _, each in unit.parameters()) for unit in units(model))
     logits = forward_tokens * model.config.get_text_config().vocab_size
@@ -80,6 +79,12 @@ def merge_bytes(source: ModelSource, forward_tokens: int = 0) -> tuple[int, int]
     # what the loss of neither needs but the head makes on the way.
     one_by_one = 4 * max(layer, 4 * max(sizes)) + 4 * 4 * logits
     return PROCESS_BYTES + one_by_one, PROCESS_BYTES + 3 * 4 * sum(sizes) + 4 * 4 * logits
+
+
+def loaded_bytes(source: ModelSource, dtype: torch.dtype) -> int:
+    """Returns the main memory of a process that loads `source`, merged, and runs a few rows, in bytes."""
+    parameters = sum(parameter.numel() for parameter in _outline(source).parameters())
+    return PROCESS_BYTES + int(1.25 * parameters * dtype.itemsize)
 
 
 def merge_into(source: ModelSource, place: str, label: str, progress: Progress) -> None:
@@ -94,6 +99,15 @@ def merge_into(source: ModelSource, place: str, label: str, progress: Progress) 
     except NotTensorByTensor as reason:
         progress.message(f"{label}: {reason}: the whole model is loaded to merge it")
         run_reserved(_merge_into, source, place, True, memory=whole, label=label, progress=progress)
+
+
+def _outline(source: ModelSource) -> PreTrainedModel:
+    """Returns the skeleton of a model, of which only config.json is read."""
+    folder = configuration_folder(source.base) or local_folder(source.base)
+    with quiet_transformers():
+        model = skeleton(read_configuration(folder), torch.float32)
+    model.tie_weights()
+    return model
 
 
 def _merge_into(source: ModelSource, place: str, whole: bool) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pipelines.cluster_session import ray_session
+from pipelines.capacity import Capacity, cluster_capacity
 from pipelines.errors import EspanError
 from pipelines.machine import bytes_text
 from pipelines.progress import Progress
@@ -22,12 +22,13 @@ def run_reserved(
     """Returns `function(*arguments)`, run as a Ray task with one CPU that reserves `memory` bytes.
 
     Raises:
-        EspanError: the function's own; the task's node was lost; or this machine is too small.
+        EspanError: the function's own; the task's node was lost; or no node has so much memory.
     """
     import ray
 
-    reserved = memory_to_reserve(memory, label, progress)
-    progress.message(f"{label}: runs as a task that reserves {bytes_text(memory)} of memory")
+    reserved = memory_to_reserve(memory, {"CPU": 1.0}, cluster_capacity(), label, progress)
+    if reserved:
+        progress.message(f"{label}: runs as a task that reserves {bytes_text(reserved)} of memory")
     # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
     task = ray.remote(function).options(
         num_cpus=1, memory=reserved, max_retries=0, scheduling_strategy="DEFAULT"
@@ -47,29 +48,28 @@ def run_reserved(
     return result
 
 
-def memory_to_reserve(needed: int, label: str, progress: Progress) -> int:
-    """Returns how many bytes a task that needs `needed` can reserve of the cluster: all of them or none.
+def memory_to_reserve(
+    needed: int, others: Mapping[str, float], there: Capacity, label: str, progress: Progress
+) -> int:
+    """Returns how many bytes a task that needs `needed` beside `others` reserves: all of them, or none.
 
-    None only where no node that is up has so many beside a CPU. A larger one may be started, but an
-    autoscaler starts none for memory that its configuration does not speak of; that is said.
+    None only where nobody tells how much memory the nodes have that would be started for it: an autoscaler
+    starts no node for what its configuration does not speak of. That is said.
 
     Raises:
-        EspanError: the cluster is this machine, and does not have them.
+        EspanError: no node has so many, and none can.
     """
-    import ray
-
-    session = ray_session()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = max((int(node.get("memory", 0)) for node in nodes if node.get("CPU", 0) >= 1), default=0)
-    if needed <= most:
+    if there.fitting({**others, "memory": float(needed)}):
         return needed
-    if session.started_here:
-        raise EspanError(
-            f"{label} needs {bytes_text(needed)} of memory, and this machine has {bytes_text(most)} for it; "
-            "close other programs, or run on a larger machine or a cluster"
+    fitting = there.fitting(others)
+    if not there.local and any("memory" not in each.resources for each in fitting):
+        progress.message(
+            f"{label}: needs {bytes_text(needed)} of memory, which it cannot reserve: the configuration of "
+            "this cluster does not say how much its nodes have"
         )
-    progress.message(
-        f"{label}: no node that is up has {bytes_text(needed)} of memory for it (the largest has "
-        f"{bytes_text(most)}); it waits for a CPU, and reserves no memory"
+        return 0
+    most = max((each.resources.get("memory", 0.0) for each in fitting), default=0.0)
+    raise EspanError(
+        f"{label} needs {bytes_text(needed)} of memory, and {there} has {bytes_text(most)} for it; "
+        + ("close other programs, or use a larger machine" if there.local else "give it larger nodes")
     )
-    return 0

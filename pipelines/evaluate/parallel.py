@@ -40,6 +40,7 @@ class Scorer:
         cpus: threads for arithmetic.
         gpus: 1 to score on a GPU.
         check_bf16: bf16 was chosen without knowing the GPUs' type.
+        memory: bytes of main memory that a worker reserves.
     """
 
     model: ModelSource
@@ -52,6 +53,7 @@ class Scorer:
     cpus: int
     gpus: int
     check_bf16: bool = False
+    memory: int = 0
 
     def load_model(self) -> nn.Module:
         """Returns the model, its adapter merged in, with the attention attached.
@@ -103,6 +105,7 @@ def score_units(
     task = ray.remote(_score_share).options(
         num_cpus=scorer.cpus,
         num_gpus=scorer.gpus,
+        memory=scorer.memory,
         num_returns="streaming",
         scheduling_strategy="DEFAULT",
     )

@@ -21,8 +21,10 @@ from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore
 from pipelines.evaluate.stage import EvaluateStage, PerplexitySection
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units, recall_units
 from pipelines.lineage import dependency_versions, machine
+from pipelines.merging import loaded_bytes
 from pipelines.models import resolve_model
 from pipelines.precision import NoBfloat16Error, choose_precision, without_bf16
+from pipelines.reserved import memory_to_reserve
 from pipelines.stage import Context
 from pipelines.tokenizers import pinned
 from pipelines.worker_resources import as_many_as_fit, check_room
@@ -49,6 +51,9 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
         raise EspanError(
             f"model '{stage.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
         )
+    widest = torch.float32 if choice.assumed else _DTYPES[choice.precision]
+    needed = loaded_bytes(model, widest)
+    memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
     scorer = Scorer(
         model=model,
         tokenizer=tokenizer and pinned(tokenizer),
@@ -60,9 +65,11 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
         cpus=stage.resources.cpus,
         gpus=int(workers.gpus),
         check_bf16=choice.assumed,
+        memory=memory,
     )
     units = _units(stage, windows)
-    count = min(stage.workers or as_many_as_fit(workers.resources, there), len(units))
+    each = {**workers.resources, "memory": float(memory)}
+    count = min(stage.workers or as_many_as_fit(each, there), len(units))
     context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
     context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
     score = partial(

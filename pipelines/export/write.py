@@ -30,7 +30,7 @@ from pipelines.stage import Context
 from pipelines.tokenizers import load_tokenizer
 from pipelines.weights.streamed import streamed_logits
 
-PROBE_ROWS, PROBE_TOKENS = 2, 128
+PROBE_ROWS, PROBE_TOKENS = 4, 64
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference between logits, as a share of the largest logit: merging rounds once per weight, loading
 # an adapter again rounds nothing. The arithmetic is float32 on either side.
