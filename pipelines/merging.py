@@ -14,7 +14,7 @@ from pipelines.model_configuration import read_configuration
 from pipelines.model_files import configuration_folder, local_folder
 from pipelines.models import ModelSource, load_model
 from pipelines.progress import Progress
-from pipelines.reserved import PROCESS_BYTES, run_reserved
+from pipelines.reserved import PROCESS_BYTES, give_memory_back, run_reserved
 from pipelines.tokenizers import load_tokenizer
 from pipelines.weights.merged import MergedWeights
 from pipelines.weights.skeleton import skeleton
@@ -111,6 +111,7 @@ def _outline(source: ModelSource) -> PreTrainedModel:
 
 
 def _merge_into(source: ModelSource, place: str, whole: bool) -> None:
+    give_memory_back()
     with tempfile.TemporaryDirectory(prefix="espan-base-") as scratch:
         write_merged(source, Path(scratch), None, whole)
         if source.tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from pipelines.machine import bytes_text
 from pipelines.progress import Progress
 
 Result = TypeVar("Result")
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 PROCESS_BYTES = 700 << 20
 """Python with torch, Ray, transformers and peft, before any model."""
@@ -46,6 +49,17 @@ def run_reserved(
         ray.cancel(reference)
         raise
     return result
+
+
+def give_memory_back() -> None:
+    """Lets this process's freed memory go back to the system at once, where the C library is glibc.
+
+    glibc raises by itself the size from which memory is mapped, and unmapped when it is freed, up to 32 MiB;
+    what is smaller then stays in a heap with holes. Set, the size stays as it is.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def memory_to_reserve(

@@ -10,7 +10,7 @@ from pipelines.export.write import PROBE_ROWS, PROBE_TOKENS, export
 from pipelines.merging import merge_bytes
 from pipelines.models import ModelSource, resolve_model
 from pipelines.progress import Progress
-from pipelines.reserved import run_reserved
+from pipelines.reserved import give_memory_back, run_reserved
 from pipelines.stage import Context
 from pipelines.weights.write import NotTensorByTensor
 
@@ -38,4 +38,5 @@ def task_bytes(source: ModelSource) -> tuple[int, int]:
 
 
 def _export(stage: ExportStage, context: Context, whole: bool) -> list[dict[str, Any]]:
+    give_memory_back()
     return export(stage, replace(context, progress=Progress()), whole)
