@@ -87,9 +87,9 @@ EXPORTER = """
 import json, sys
 from pathlib import Path
 import deepspeed, peft, transformers
-from pipelines.export.write import export, probe_logits
+from pipelines.export.task import _export
 from pipelines.loading import open_adapted
-from pipelines.models import ModelSource, load_model, resolve_model
+from pipelines.models import resolve_model
 from tests.real_size.test_streamed_export import context_in, stage_for
 
 def memory(name):
@@ -97,10 +97,10 @@ def memory(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 folder, small = Path(sys.argv[1]), Path(sys.argv[2])
-export(stage_for(resolve_model(str(small), {}), small), context_in(small, small))  # all that is imported late
+_export(stage_for(resolve_model(str(small), {}), small), context_in(small, small), False)  # all that is imported late
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-export(stage_for(resolve_model(str(folder), {}), folder), context_in(folder, folder))
+_export(stage_for(resolve_model(str(folder), {}), folder), context_in(folder, folder), False)
 print(json.dumps({"grown": memory("VmHWM") - before}))
 """
 
