@@ -97,7 +97,8 @@ def memory(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 folder, small = Path(sys.argv[1]), Path(sys.argv[2])
-_export(stage_for(resolve_model(str(small), {}), small), context_in(small, small), False)  # all that is imported late
+# What is imported late is imported here.
+_export(stage_for(resolve_model(str(small), {}), small), context_in(small, small), False)
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 _export(stage_for(resolve_model(str(folder), {}), folder), context_in(folder, folder), False)
