@@ -109,9 +109,8 @@ def read_part(source: PathSource | NeedlesSource, part: Part, seed: int) -> Iter
             yield from _READERS[kind_of(file) or "text"](source, file, part)
         except (*decompress.ERRORS, pa.ArrowException, MemoryError) as error:
             what = str(error) or type(error).__name__
-            raise EspanError(
-                f"{file}: cannot be read to its end: {what}; repair or remove the file"
-            ) from error
+            what += "; repair or remove the file"
+            raise EspanError(f"{file}: cannot be read to its end: {what}") from error
 
 
 def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator[Part]:
@@ -182,7 +181,7 @@ def _document_or_reject(document: Callable[[], Document], file: str, record: int
 def _line_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
     lines_before: int | None = None
     for number, (line, exact) in enumerate(_lines(source, file, part), start=1):
-        if line is not None and not line.strip(b" \t\r\n\0"):
+        if line is not None and not line.strip(b"".join(line_end(exact, each) for each in " \t\r\n")):
             continue
         found = _document_or_reject(lambda: _json_document(source, line, exact), file, number)  # noqa: B023
         if isinstance(found, Reject):

@@ -89,7 +89,8 @@ class SourceEntry(_Record):
 class Manifest(_Record):
     """`manifest.json`: what the folder holds and where it came from.
 
-    Nothing in it depends on the time, the machine or the place it was written to.
+    Nothing in it depends on the time, the machine or the place it was written to, but for the path of a
+    tokenizer, which is absolute.
     """
 
     format: Literal["espan-shards/1"] = "espan-shards/1"

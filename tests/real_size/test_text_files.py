@@ -58,7 +58,7 @@ def test_lines_are_read_in_any_encoding_wherever_they_are_cut(
     tmp_path: Path, encoding: str, end: str
 ) -> None:
     documents = ENCODED[encoding]
-    content = lines(documents, end).encode(encoding)
+    content = (lines(documents[:1], end) + end + " " + end + lines(documents[1:], end)).encode(encoding)
     (tmp_path / "a.jsonl").write_bytes(content)
     for target_bytes in (3, 14, 1 << 20):
         items = read(PathSource(path=str(tmp_path), encoding=encoding), target_bytes)
@@ -167,6 +167,7 @@ ODD_LINES = {
     '{"text": "raw \t tab"}': "not valid JSON",
     '{"%s": 1}' % ("k" * 5000): "no field 'text'",
     '{"text": "cut': "not valid JSON",
+    "\0" * 10: "not valid JSON",
 }
 
 
