@@ -118,6 +118,11 @@ def ray_switches() -> list[str]:
     return sorted(name for name in os.environ if name.startswith("RAY_"))
 
 
+def network_switches() -> list[str]:
+    """Returns the variables that say how workers reach each other and are set, sorted."""
+    return sorted(name for name in os.environ if name.startswith(("GLOO_", "NCCL_", "TORCH_NCCL_")))
+
+
 def temporary_folder() -> tuple[str, str]:
     """Returns where a Ray started here keeps its files, and the variable that says so (or `/tmp`)."""
     for name in ("RAY_TMPDIR", "TMPDIR"):

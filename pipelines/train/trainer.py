@@ -20,6 +20,7 @@ from pipelines.errors import EspanError
 from pipelines.models import write_model_file
 from pipelines.precision import NoBfloat16Error, without_bf16
 from pipelines.stage import Context
+from pipelines.surroundings import network_switches
 from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.failures import FinalFailure
 from pipelines.train.job import TrainJob, resolve_job, training_precision
@@ -170,6 +171,8 @@ def _failure(error: Exception, job: TrainJob) -> EspanError:
         ranks = ", ".join(map(str, sorted(error.worker_failures)))
         limit = f"max_failures: {job.stage.max_failures}"
         what = f"workers ({ranks}) were lost more often than {limit} allows, the last time with: {what}"
+    if switches := network_switches():
+        what += f" ({', '.join(switches)} set)"
     return EspanError(f"training failed: {what}{_kept(text, job.output)}")
 
 
