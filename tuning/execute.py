@@ -111,6 +111,8 @@ def _run(
         field.name: getattr(context, field.name) for field in fields(context) if field.name != "progress"
     }
 
+    output = context.output
+
     def trainable(config: dict[str, Any]) -> dict[str, str]:
         # What is raised starts the trial again, from its checkpoints: that is for lost machines.
         try:
@@ -118,7 +120,7 @@ def _run(
         except Exception as error:
             if restart_mends(error):
                 raise
-            return {_FAILURE: f"{config['trial']}: {final_failure(error, context.output)}"}
+            return {_FAILURE: f"{config['trial']}: {final_failure(error, output)}"}
         return {}
 
     folder = tempfile.mkdtemp(prefix="espan-ray-tune-")
