@@ -12,10 +12,25 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipelines.errors import EspanError
+from pipelines.needle_sentences import (
+    OPENING,
+    Sentence,
+    draw_facts,
+    filler_of,
+    link,
+    needle,
+    place_sentences,
+    question_about,
+    text_of,
+    word_count,
+)
+from pipelines.needle_tokens import RunningTokens, running_tokens, token_count
 from pipelines.needle_words import FILLER_SENTENCES, KEYS, VALUES, WORD_CLASSES
 
 if TYPE_CHECKING:
@@ -53,8 +68,10 @@ class NeedleDocuments(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> NeedleDocuments:
-        least = self.needles * _words(_needle("a", "0")) + self.questions * _words(_question("a", "0"))
-        least += self.links * _words(_link("a", "b"))
+        least = self.needles * word_count(needle("a", "0")) + self.questions * word_count(
+            question_about("a", "0")
+        )
+        least += self.links * word_count(link("a", "b"))
         if least > self.tokens:
             raise ValueError(
                 f"{self.needles} needles, {self.links} links and {self.questions} questions take {least} "
@@ -65,34 +82,6 @@ class NeedleDocuments(BaseModel):
                 f"{self.needles} needles and {self.links} links: there are only {len(KEYS)} different keys"
             )
         return self
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence; `answer` is the part of it that only recall can predict (empty outside questions)."""
-
-    before: str
-    answer: str = ""
-    after: str = ""
-
-    @property
-    def text(self) -> str:
-        """The whole sentence."""
-        return " ".join(part for part in (self.before, self.answer, self.after) if part)
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A key and its value, stated outright or, with a `source`, by naming the key that has the same value."""
-
-    key: str
-    value: str
-    source: Fact | None = None
-
-    @property
-    def sentence(self) -> Sentence:
-        """The note that states it."""
-        return _link(self.key, self.source.key) if self.source else _needle(self.key, self.value)
 
 
 @dataclass(frozen=True)
@@ -111,33 +100,53 @@ def needle_document(spec: NeedleDocuments, *, seed: int, index: int) -> str:
     """The text of document `index`: exactly `spec.tokens` words separated by single blanks."""
     rng = random.Random(f"document {seed} {index}")
     needles = rng.randint(max(1, spec.needles // 2), spec.needles)
-    facts = _facts(rng, needles=needles, links=spec.links)
+    facts = draw_facts(rng, needles=needles, links=spec.links)
     asked = rng.choices(facts, k=spec.questions)
-    sentences = _place(rng, facts, asked, length=spec.tokens, count=_words, ask=spec.ask)
-    words = " ".join(sentence.text for sentence in sentences).split(" ")
+    sentences = place_sentences(rng, facts, asked, length=spec.tokens, count=word_count, ask=spec.ask)
+    words = text_of(sentences).split(" ")
     return " ".join(words[len(words) - spec.tokens :])
 
 
 def recall_prompt(
-    task: RecallTask, *, length: int, seed: int, index: int, tokenizer: PreTrainedTokenizerBase
+    task: RecallTask,
+    *,
+    length: int,
+    seed: int,
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    bos: int | None = None,
 ) -> RecallSample:
     """Probe `index` of a task, `length` tokens long under `tokenizer`; the questions stand at its very end.
 
-    Raises ValueError where the needles and questions alone are longer than `length`.
+    Args:
+        task: what is asked.
+        length: tokens of the prompt, `bos` included.
+        seed: of everything that is drawn.
+        index: which prompt.
+        tokenizer: a fast one.
+        bos: the token that begins the prompt, if any.
+
+    Raises:
+        ValueError: the needles and questions alone are longer than `length`.
+        EspanError: no model could give an answer, because the tokenizer has no token for it, or one for it
+            and the key that is asked for together.
     """
     rng = random.Random(f"prompt {task} {seed} {index}")
     needles, links, questions = _PROMPT_SHAPES[task]
-    facts = _facts(rng, needles=needles, links=links)
+    facts = draw_facts(rng, needles=needles, links=links)
     asked = rng.sample(facts[needles:] if links else facts, questions)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
+    beginning = [] if bos is None else [bos]
+    room = length - len(beginning)
 
     def count(sentence: Sentence) -> int:
-        return sum(len(encode(part)) for part in (sentence.before, sentence.answer, sentence.after))
+        return token_count(tokenizer, sentence.text)
 
-    sentences = _place(rng, facts, asked, length=length, count=count, ask="end")
-    return _tokenised(sentences, encode, length)
+    sentences = place_sentences(rng, facts, asked, length=room, count=count, ask="end")
+    sentences, tokens = _fitted(rng, sentences, room, count, tokenizer)
+    surplus = len(tokens.input_ids) - room
+    moved = len(beginning) - surplus
+    spans = [(start + moved, end + moved) for start, end in _answer_tokens(sentences, tokens)]
+    return RecallSample(beginning + tokens.input_ids[surplus:], spans)
 
 
 def vocabulary() -> list[str]:
@@ -147,7 +156,7 @@ def vocabulary() -> list[str]:
     }
     fixed = {
         word
-        for sentence in (_needle("", ""), _question("", ""), _link("", ""))
+        for sentence in (needle("", ""), question_about("", ""), link("", ""))
         for word in sentence.text.split()
     }
     classes = {word for words in WORD_CLASSES.values() for word in words}
@@ -173,75 +182,64 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _needle(key: str, value: str) -> Sentence:
-    return Sentence(f"note : {key} {value} .")
-
-
-def _link(key: str, source: str) -> Sentence:
-    return Sentence(f"note : {key} {source} .")
-
-
-def _question(key: str, value: str) -> Sentence:
-    return Sentence(f"recall : {key}", value, ".")
-
-
-def _words(sentence: Sentence) -> int:
-    return len(sentence.text.split())
-
-
-def _facts(rng: random.Random, *, needles: int, links: int) -> list[Fact]:
-    """Facts about `needles + links` different keys, the linked ones last."""
-    keys = rng.sample(KEYS, needles + links)
-    facts = [Fact(key, rng.choice(VALUES)) for key in keys[:needles]]
-    for key in keys[needles:]:
-        source = rng.choice(facts[:needles])
-        facts.append(Fact(key, source.value, source))
-    return facts
-
-
-def _place(
+def _fitted(
     rng: random.Random,
-    facts: Sequence[Fact],
-    asked: Sequence[Fact],
-    *,
+    sentences: list[Sentence],
     length: int,
     count: Callable[[Sentence], int],
-    ask: Literal["end", "anywhere"],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Sentence], RunningTokens]:
+    """Adds or takes away filler until the sentences have `length` tokens, or more in filler at the front.
+
+    Where a tokenizer has tokens that reach over the end of a sentence, a text has not as many tokens as its
+    sentences have one by one. Others, which is nearly all, leave the sentences as they are.
+    """
+    while True:
+        tokens = running_tokens(tokenizer, text_of(sentences))
+        surplus = len(tokens.input_ids) - length
+        # What is cut at the front may take "note :" off the first needle, but nothing that tells a value.
+        ahead = [*takewhile(lambda sentence: sentence.filler, sentences), Sentence(OPENING)]
+        too_many = surplus - tokens.first_at(len(text_of(ahead)) + 1)
+        if surplus >= 0 and too_many <= 0:
+            return sentences, tokens
+        if surplus < 0:
+            sentences = filler_of(rng, -surplus, count) + sentences
+        else:
+            sentences = _with_less_filler(rng, sentences, too_many, count)
+
+
+def _with_less_filler(
+    rng: random.Random, sentences: list[Sentence], tokens: int, count: Callable[[Sentence], int]
 ) -> list[Sentence]:
-    """Facts, questions and filler in order, `length` long or a little more: surplus filler stands first."""
-    questions = [_question(fact.key, fact.value) for fact in asked]
-    room = length - sum(count(fact.sentence) for fact in facts) - sum(map(count, questions))
-    if room < 0:
-        raise ValueError(f"the needles and questions alone are {-room} tokens longer than length = {length}")
-    filler: list[Sentence] = []
-    while room > 0:
-        filler.append(_filler(rng))
-        room -= count(filler[-1])
-    position = {fact.key: rng.random() for fact in facts}
-    placed = [(position[fact.key], fact.sentence) for fact in facts]
-    placed += [(rng.random(), sentence) for sentence in filler[1:]]
-    for fact, question in zip(asked, questions, strict=True):
-        known = max(position[fact.key], position[fact.source.key] if fact.source else 0.0)
-        placed.append((1.0 if ask == "end" else known + (1 - known) * rng.random(), question))
-    return filler[:1] + [sentence for _, sentence in sorted(placed, key=lambda pair: pair[0])]
+    """Takes filler of at least `tokens` tokens away from behind the first needle."""
+    first = next(number for number, sentence in enumerate(sentences) if not sentence.filler)
+    filler = [number for number in range(first, len(sentences)) if sentences[number].filler]
+    rng.shuffle(filler)
+    gone: set[int] = set()
+    while tokens > 0:
+        if not filler:
+            raise ValueError(f"the needles and questions alone are {tokens} tokens too long")
+        number = filler.pop()
+        gone.add(number)
+        tokens -= count(sentences[number])
+    return [sentence for number, sentence in enumerate(sentences) if number not in gone]
 
 
-def _filler(rng: random.Random) -> Sentence:
-    template = rng.choice(FILLER_SENTENCES)
-    return Sentence(" ".join(rng.choice(WORD_CLASSES.get(word, (word,))) for word in template.split()))
-
-
-def _tokenised(
-    sentences: Sequence[Sentence], encode: Callable[[str], list[int]], length: int
-) -> RecallSample:
-    input_ids: list[int] = []
+def _answer_tokens(sentences: Sequence[Sentence], tokens: RunningTokens) -> list[tuple[int, int]]:
+    """Returns the tokens of each answer: those that hold any of its characters."""
     spans: list[tuple[int, int]] = []
+    at = 0
     for sentence in sentences:
-        input_ids += encode(sentence.before)
         if sentence.answer:
-            start = len(input_ids)
-            input_ids += encode(sentence.answer)
-            spans.append((start, len(input_ids)))
-        input_ids += encode(sentence.after)
-    surplus = len(input_ids) - length
-    return RecallSample(input_ids[surplus:], [(start - surplus, end - surplus) for start, end in spans])
+            answer = at + len(sentence.before) + 1
+            key = at + sentence.before.rindex(" ") + 1
+            first, end = tokens.holding(answer, answer + len(sentence.answer))
+            # A token that holds the whole key asks for what is not said before it.
+            if first == end or tokens.starts[first] <= key:
+                what = "no token for" if first == end else "one token of the key that is asked for and"
+                raise EspanError(
+                    f"recall cannot be measured: the tokenizer has {what} the answer in '{sentence.text}'"
+                )
+            spans.append((first, end))
+        at += len(sentence.text) + 1
+    return spans

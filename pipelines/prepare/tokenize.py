@@ -29,6 +29,7 @@ from pipelines.prepare.read import Document, Part, Reject, read_part
 from pipelines.prepare.sources import NeedlesSource, PathSource
 
 _BATCH_CHARACTERS = 1 << 18  # tokenising takes some 250 bytes of memory for each character
+_LEAD_CHARACTERS = 32  # read again before each stretch of a long text but the first
 
 
 @dataclass(frozen=True)
@@ -93,42 +94,60 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     """Yields the tokens of each text, int32 [N], without special tokens; texts go through in batches.
 
     A text longer than a batch is tokenised in stretches, so that memory stays bounded. They are cut at line
-    ends, which changes no token under tokenizers of the common kinds; those that mark the beginning of a text
-    (SentencePiece's) mark it there too.
+    ends, or else at blanks, and each is read behind the end of the one before it: that changes no token under
+    tokenizers of the common kinds, those that mark the beginning of a text (SentencePiece's) among them.
     """
     for batch in _batches(texts):
         if len(batch) == 1:
-            yield np.concatenate(
-                [
-                    _tokens(tokenizer.encode_batch_fast([stretch], add_special_tokens=False)[0])
-                    for stretch in stretches(batch[0], _BATCH_CHARACTERS)
-                ]
-            )
+            yield np.concatenate(list(_stretch_by_stretch(tokenizer, batch[0])))
         else:
             yield from map(_tokens, tokenizer.encode_batch_fast(batch, add_special_tokens=False))
 
 
+def _stretch_by_stretch(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
+    start = 0
+    for stretch in stretches(text, _BATCH_CHARACTERS):
+        yield _continued(tokenizer, text[max(0, start - _LEAD_CHARACTERS) : start], stretch)
+        start += len(stretch)
+
+
+def _continued(tokenizer: Tokenizer, lead: str, stretch: str) -> np.ndarray:
+    """Returns the tokens of `stretch` behind `lead`."""
+    alone, together = map(
+        _tokens, tokenizer.encode_batch_fast([lead, lead + stretch], add_special_tokens=False)
+    )
+    if np.array_equal(together[: len(alone)], alone):
+        return together[len(alone) :]
+    # A token reaches over the border, so the lead's tokens cannot be told from the stretch's.
+    return _tokens(tokenizer.encode_batch_fast([stretch], add_special_tokens=False)[0])
+
+
 def stretches(text: str, limit: int) -> Iterator[str]:
-    """Cuts a text into pieces of at most `limit` characters, at line ends where there are any."""
+    """Cuts a text into pieces of at most `limit` characters, at line ends or, without any, before blanks."""
     start = 0
     while len(text) - start > limit:
-        stop = _line_end(text, start, start + limit)
+        stop = _border(text, start, start + limit)
         yield text[start:stop]
         start = stop
     yield text[start:]
 
 
-def _line_end(text: str, start: int, stop: int) -> int:
+def _border(text: str, start: int, stop: int) -> int:
     """Returns the last position in (start, stop] that no token spans; where there is none, `stop`.
 
     Pre-tokenizers of every common kind (GPT-2's, Llama 3's) begin anew after a line end between two words.
     Where there are only runs of white space, those of GPT-2's kind split before the last character of a run.
+    Without line ends, a single blank belongs to the word behind it.
     """
     for alone in (True, False):
         at = stop
         while (at := text.rfind("\n", start + 1, at)) > start:
             if not text[at + 1].isspace() and not (alone and text[at - 1].isspace()):
                 return at + 1 if alone else at
+    at = stop
+    while (at := text.rfind(" ", start + 1, at)) > start:
+        if not text[at - 1].isspace() and not text[at + 1].isspace():
+            return at
     return stop
 
 
