@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import assets, hub, node_cache, storage
+from pipelines.bos import begin_with, declared_bos, without_bos
 from pipelines.errors import EspanError
 from pipelines.model_files import hub_tokenizer_files, is_place
 from pipelines.plain_path import plain_path
@@ -27,7 +28,8 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
     Args:
         reference: `builtin:tiny`; a `tokenizer.json`; a folder that holds one (a path or an fsspec URL); or
             a name on the model hub, `owner/name` or `owner/name@revision`. A bare `tokenizer.json` does not
-            say which token ends a document: it is guessed by its name.
+            say which token ends a document: it is guessed by its name. `add_bos_token: true` in a
+            `tokenizer_config.json` counts, which transformers 5 passes over beside a `tokenizer.json`.
 
     Raises:
         EspanError: nothing is there, it cannot be read, or it has no fast form.
@@ -42,7 +44,8 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
             return _from_file(place / "tokenizer.json")
         if (place / "tokenizer.json").exists():
             # AutoTokenizer would look into the model's config.json and warn of unknown architectures.
-            return PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
+            loaded = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
+            return _as_configured(loaded, place / "tokenizer_config.json")
         tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more precise for a malformed file
         raise EspanError(f"tokenizer '{reference}' cannot be read: {_first_line(error)}") from error
@@ -116,8 +119,11 @@ def check_tokenizer(reference: str) -> None:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Returns the SHA-256 of all that decides what tokens a text becomes, and what token ends a document."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    """Returns the SHA-256 of all that decides what tokens a text becomes, and what token ends a document.
+
+    A token that begins texts does not count: whether there is one is a choice (see `pipelines.bos`).
+    """
+    definition = without_bos(tokenizer, json.loads(tokenizer.backend_tokenizer.to_str()))
     definition.pop("truncation", None)
     definition.pop("padding", None)
     content = json.dumps([definition, tokenizer.eos_token_id], sort_keys=True, ensure_ascii=False)
@@ -133,6 +139,12 @@ def _from_file(path: Path) -> PreTrainedTokenizerFast:
     if end is not None:
         tokenizer.eos_token = end
     return tokenizer
+
+
+def _as_configured(tokenizer: PreTrainedTokenizerFast, configuration: Path) -> PreTrainedTokenizerFast:
+    adds_bos = json.loads(configuration.read_text(encoding="utf-8")).get("add_bos_token") is True
+    bos = declared_bos(tokenizer)
+    return begin_with(tokenizer, bos) if adds_bos and bos is not None else tokenizer
 
 
 def _download(place: str) -> Path:

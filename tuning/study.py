@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from pipelines.attention import Attention, FullSection
+from pipelines.bos import BosKey
 from pipelines.errors import InvalidKeyError
 from pipelines.evaluate.stage import EvaluateStage, PerplexitySection, RecallSection
 from pipelines.path_keys import Reference
 from pipelines.precision import Precision
-from pipelines.stage import CheckContext, Section, Stage
+from pipelines.stage import CheckContext, EarlierStage, Section, Stage
 from pipelines.train.stage import TrainStage
 
 TRAINED = "trained"
@@ -27,6 +29,7 @@ class Scoring(Section):
         attention: what the attention layers compute while the model is scored.
         recall: needle recall; trials are ordered by it, so it cannot be left out.
         perplexity: perplexity by length, or None.
+        bos: as in an evaluate stage.
         tokens_per_batch: tokens that go through the model together, at most.
         precision: of the weights and the arithmetic; see `EvaluateStage`.
     """
@@ -34,6 +37,7 @@ class Scoring(Section):
     attention: Attention = FullSection()
     recall: RecallSection
     perplexity: PerplexitySection | None = None
+    bos: BosKey = "auto"
     tokens_per_batch: PositiveInt = 4096
     precision: Precision = "auto"
 
@@ -68,7 +72,9 @@ class StudyStage(Stage):
     def check(self, context: CheckContext) -> None:
         """Refuses what the base training or the scoring refuses."""
         _below("train", self.train.check, context)
-        _below("evaluate", self.evaluate.stage("builtin:tiny").check, context)
+        trained = EarlierStage(TRAINED, "train", self.train, context.output)
+        with_trained = replace(context, earlier={**context.earlier, TRAINED: trained})
+        _below("evaluate", self.evaluate.stage(TRAINED).check, with_trained)
 
 
 def absolute_change(key: str, value: Any, stages: Collection[str]) -> Any:

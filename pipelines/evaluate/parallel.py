@@ -36,6 +36,7 @@ class Scorer:
         dtype: of the weights and the arithmetic.
         seed: of the prompts and of what the attention draws.
         windows: the held-out documents; None where perplexity is not measured.
+        bos: the token that begins prompts, if any.
         scored: tokens at the end of a window that count.
         cpus: threads for arithmetic.
         gpus: 1 to score on a GPU.
@@ -49,6 +50,7 @@ class Scorer:
     dtype: torch.dtype
     seed: int
     windows: WindowSource | None
+    bos: int | None
     scored: int
     cpus: int
     gpus: int
@@ -84,7 +86,14 @@ class Scorer:
         tokenizer = _tokenizer(self.tokenizer)
         indices = range(unit.first, unit.first + unit.count)
         return [
-            recall_prompt(unit.task, length=unit.length, seed=self.seed, index=index, tokenizer=tokenizer)
+            recall_prompt(
+                unit.task,
+                length=unit.length,
+                seed=self.seed,
+                index=index,
+                tokenizer=tokenizer,
+                bos=self.bos,
+            )
             for index in indices
         ]
 

@@ -2,7 +2,8 @@
 
 A document gives one window: its last `max(lengths)` tokens. At length n the model reads the window's last n
 tokens, and the loss of the last `scored` of them counts. So the numbers at different lengths differ by what
-the model makes of the context and by nothing else.
+the model makes of the context and by nothing else. A model that was trained with a token at the beginning of
+texts reads it first, in place of the first of the n tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ from se_model.loss import chunked_cross_entropy, head_of
 
 @dataclass(frozen=True)
 class WindowSource:
-    """Where windows come from: the shards, and for each window the row and where its document ends there."""
+    """Where windows come from: the shards, and for each window the row and where its document ends there.
+
+    Every window begins with the token `bos`, if there is one.
+    """
 
     shards: str
     ends: tuple[tuple[int, int], ...]
+    bos: int | None = None
 
     def read(self, first: int, count: int, length: int) -> Tensor:
         """Returns the last `length` tokens of windows `first` to `first + count`: int64 [count, length]."""
         reader = _reader(self)
         rows = [reader.row(row)[0][end - length : end] for row, end in self.ends[first : first + count]]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+        windows = np.stack(rows).astype(np.int64)
+        if self.bos is not None:
+            windows[:, 0] = self.bos
+        return torch.from_numpy(windows)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ import torch
 from pipelines import storage
 from pipelines.capacity import cluster_capacity
 from pipelines.errors import EspanError
+from pipelines.evaluate.beginning import of_source
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
 from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, Scores
@@ -54,13 +55,15 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
     widest = torch.float32 if choice.assumed else _DTYPES[choice.precision]
     needed = loaded_bytes(model, widest)
     memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
+    bos = of_source(stage, model, tokenizer, windows.shards if windows else None)
     scorer = Scorer(
         model=model,
         tokenizer=tokenizer and pinned(tokenizer),
         attention=stage.attention,
         dtype=_DTYPES[choice.precision],
         seed=context.seed,
-        windows=windows,
+        windows=replace(windows, bos=bos) if windows else None,
+        bos=bos,
         scored=stage.perplexity.scored_tokens if stage.perplexity else 0,
         cpus=stage.resources.cpus,
         gpus=int(workers.gpus),

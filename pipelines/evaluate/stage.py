@@ -10,8 +10,10 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipelines import storage, tokenizers
 from pipelines.attention import Attention, FullSection
+from pipelines.bos import BosKey
 from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.evaluate.beginning import planned
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.needles import RECALL_TASKS, RecallTask
 from pipelines.path_keys import MODEL, TOKENIZER, StageOrPath
@@ -102,6 +104,8 @@ class EvaluateStage(Stage):
         attention: what the attention layers compute while the model is scored.
         recall: needle recall, or None.
         perplexity: perplexity by length, or None.
+        bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
+            their lengths include: `auto`: as the model's tokenizer does, or else the perplexity data.
         workers: Ray tasks that score side by side; default: as many as the cluster has room for. It does not
             change the scores.
         resources: of one worker.
@@ -115,6 +119,7 @@ class EvaluateStage(Stage):
     attention: Attention = FullSection()
     recall: RecallSection | None = None
     perplexity: PerplexitySection | None = None
+    bos: BosKey = "auto"
     workers: PositiveInt | None = None
     resources: WorkerResources = WorkerResources()
     tokens_per_batch: PositiveInt = 4096
@@ -156,6 +161,7 @@ class EvaluateStage(Stage):
             _check_shards(self.perplexity, context)
         if self.recall:
             self._check_tokenizer(self.recall, context)
+        planned(self, context)
 
     def reservation(self, capacity: Capacity) -> Reservation:
         """Returns what each worker reserves where there is `capacity`; how many there are is for later.
@@ -184,6 +190,9 @@ class EvaluateStage(Stage):
         if self.perplexity:
             lengths, rows = self.perplexity.lengths, self.perplexity.rows
             plan["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"
+        beginning = planned(self, context)
+        if beginning and (text := beginning.text(self.bos)):
+            plan["beginning"] = f"texts begin {text}"
         return plan
 
     def recall_tokenizer(self, context: CheckContext) -> str | None:

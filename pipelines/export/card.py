@@ -31,14 +31,25 @@ class Check:
     model_class: str
 
 
-def model_card(form: Form, source: ModelSource, stage: ExportStage, context: Context, check: Check) -> str:
-    """Returns the card as Markdown, with the front matter that the model hub reads."""
+def model_card(
+    form: Form,
+    source: ModelSource,
+    stage: ExportStage,
+    context: Context,
+    check: Check,
+    beginning: str | None = None,
+) -> str:
+    """Returns the card as Markdown, with the front matter that the model hub reads.
+
+    `beginning` is the token that the tokenizer in the card's folder puts before a text: empty for none, None
+    where there is no tokenizer.
+    """
     recipe = context.recipe.as_dict()
     parts = [
         _front_matter(form, source),
         f"# {recipe['name']}",
         _what(form, source, stage, recipe),
-        "## Use\n\n" + _use(form, source, check.model_class),
+        "## Use\n\n" + _use(form, source, check.model_class) + _beginning(beginning),
         _scores([(name, Scores.read(_place(name, context))) for name in stage.scores]),
         "## Checked\n\n" + _checked(form, check),
         "## How it was made\n\n" + _origin(recipe),
@@ -104,6 +115,17 @@ def _from(base: str) -> str:
         return f'builtin("{base}")'
     name, revision = (base, "") if is_place(base) else split_reference(base)
     return f'"{name}", revision="{revision}"' if f"@{revision}" in base else f'"{name}"'
+
+
+def _beginning(token: str | None) -> str:
+    if token is None:
+        return ""
+    if not token:
+        return "\n\nTexts begin without a beginning-of-sequence token, and `tokenizer(text)` adds none."
+    return (
+        f"\n\nTexts begin with `{token}`, and `tokenizer(text)` puts it there. Where tokens are made in "
+        "another way, see that each text begins with it once."
+    )
 
 
 def _scores(found: Sequence[tuple[str, Scores]]) -> str:

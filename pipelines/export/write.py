@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipelines import storage
+from pipelines.bos import own_bos
 from pipelines.errors import EspanError
 from pipelines.export.card import Check, model_card
 from pipelines.export.stage import ExportStage, Form
@@ -65,7 +66,8 @@ def export(stage: ExportStage, context: Context, whole: bool = False) -> list[di
             with _folder(place) as folder:
                 write(form, source, stage, folder)
                 check = _verify(form, source, dtype, folder, expected, whole)
-                card = model_card(form, source, stage, context, check)
+                beginning = None if source.tokenizer is None else _beginning(folder)
+                card = model_card(form, source, stage, context, check, beginning)
                 (folder / "README.md").write_bytes(storage.encode(card))
             written.append(
                 {
@@ -110,6 +112,13 @@ def _write(form: Form, source: ModelSource, stage: ExportStage, folder: Path, wh
         _name_base(folder / "adapter_config.json", source.base)
     if source.tokenizer is not None:
         load_tokenizer(source.tokenizer).save_pretrained(folder)
+
+
+def _beginning(folder: Path) -> str:
+    """Returns the token that the tokenizer in `folder` puts before a text; empty if it puts none there."""
+    tokenizer = load_tokenizer(str(folder))
+    bos = own_bos(tokenizer)
+    return "" if bos is None else str(tokenizer.convert_ids_to_tokens(bos))
 
 
 def _name_base(path: Path, base: str) -> None:

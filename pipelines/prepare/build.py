@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.bos import bos_text, chosen_bos
 from pipelines.errors import EspanError
 from pipelines.prepare.corpus import Corpus, SplitPlan
 from pipelines.prepare.execute import map_tasks
@@ -98,8 +99,13 @@ def _job(stage: PrepareStage, context: Context) -> _Job:
         sha256=tokenizer_hash(tokenizer),
         vocabulary_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=chosen_bos(tokenizer, stage.bos, stage.tokenizer),
     )
-    key = _hash([_VERSION, stage.written.model_dump(mode="json"), context.name, context.seed, entry.sha256])
+    if beginning := bos_text(tokenizer, entry.bos_token_id, stage.bos):
+        context.progress.message(f"{context.name}: documents begin {beginning}")
+    keys = stage.written.model_dump(mode="json", exclude={"bos"})
+    made_of = [_VERSION, keys, context.name, context.seed, entry.sha256]
+    key = _hash(made_of if entry.bos_token_id is None else [*made_of, entry.bos_token_id])
     return _Job(stage, context, entry, tokenizer.backend_tokenizer.to_str(), key)
 
 
@@ -123,7 +129,9 @@ def _tokenize(job: _Job) -> Corpus:
         for index, part in enumerate(parts)
     ]
     end = job.tokenizer.eos_token_id if job.stage.end_of_document else None
-    function = partial(tokenize_part, definition=job.definition, end_of_document=end)
+    function = partial(
+        tokenize_part, definition=job.definition, end_of_document=end, bos=job.tokenizer.bos_token_id
+    )
     summaries: dict[int, PartSummary] = {}
     documents = tokens = 0
     with job.context.progress.task(f"{job.context.name}: tokenise", len(tasks), "parts") as progress:

@@ -46,12 +46,17 @@ class ShardEntry(_Record):
 
 
 class TokenizerEntry(_Record):
-    """The tokenizer the tokens come from: what the recipe called it, and its `tokenizers.tokenizer_hash`."""
+    """The tokenizer the tokens come from: what the recipe called it, and its `tokenizers.tokenizer_hash`.
+
+    `bos_token_id` begins each document; it is left out of the file where none does, and so it is missing from
+    files older than it.
+    """
 
     reference: str
     sha256: str
     vocabulary_size: Count
     eos_token_id: int | None
+    bos_token_id: Annotated[int | None, Field(exclude_if=lambda token: token is None)] = None
 
 
 class SourceEntry(_Record):
@@ -61,7 +66,7 @@ class SourceEntry(_Record):
         source: the path as the recipe wrote it, or `needles`.
         weight: the share of all drawn tokens asked for; None where every token is drawn.
         documents: usable documents in this split.
-        tokens: their tokens, end-of-document tokens included.
+        tokens: their tokens, those that begin and end documents included.
         packed_tokens: tokens that lie in rows.
         left_out_tokens: tokens not drawn, because another source ended first under the weights asked for.
         dropped_tokens: tokens of the last, incomplete row.

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from pipelines import assets, machine, storage
+from pipelines.bos import BosKey, bos_text, chosen_bos
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.listing import PassedOver
 from pipelines.machine import bytes_text
@@ -23,7 +24,7 @@ from pipelines.prepare.sources import (
     zstd_heads,
 )
 from pipelines.stage import CheckContext, Context, Stage
-from pipelines.tokenizers import check_tokenizer, external_files, pinned
+from pipelines.tokenizers import check_tokenizer, external_files, load_tokenizer, pinned
 
 LARGEST_SHARD = 1 << 28
 """Tokens; a worker holds a shard about three times while it writes it."""
@@ -48,6 +49,8 @@ class PrepareStage(Stage):
         packing: `documents`: a row holds documents that do not see each other, as few of them cut as
             possible; `concatenate`: documents run into each other (the paper's).
         end_of_document: end each document with the tokenizer's end-of-document token.
+        bos: begin each document with the tokenizer's beginning-of-sequence token; `auto`: if the tokenizer
+            does by itself.
         holdout: the share of each source's tokens to set aside, in whole documents, in shards of their own
             below `holdout/`.
         rows_per_shard: rows of a shard file; None: 32 MiB of tokens.
@@ -58,6 +61,7 @@ class PrepareStage(Stage):
     sequence_length: Annotated[int, Field(ge=2, le=LARGEST_SHARD)]
     packing: Packing = "documents"
     end_of_document: bool = True
+    bos: BosKey = "auto"
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rows_per_shard: Annotated[int, Field(ge=1)] | None = None
 
@@ -104,6 +108,10 @@ class PrepareStage(Stage):
             check_tokenizer(self.tokenizer)
         except EspanError as error:
             raise InvalidKeyError("tokenizer", str(error)) from error
+        try:
+            chosen_bos(load_tokenizer(self.tokenizer), self.bos, self.tokenizer)
+        except EspanError as error:
+            raise InvalidKeyError("bos", str(error)) from error
         disk = 2 * self._tokens(text_bytes) * _TOKEN_BYTES  # parts and, at the end, shards
         if not storage.is_remote(context.output) and machine.free_disk(context.output) < disk:
             free = bytes_text(machine.free_disk(context.output))
@@ -127,10 +135,12 @@ class PrepareStage(Stage):
         tokenizer = pinned(self.tokenizer)
         window = max((window for _, window in self._windows().values()), default=0)
         compressed = f", {bytes_text(window)} of them a zstd window" if window > _USUAL_WINDOW else ""
+        beginning = self.beginning()
         return {
             **({} if tokenizer == self.tokenizer else {"tokenizer": tokenizer}),
             "corpus": f"about {tokens:,} tokens, from files of {bytes_text(text_bytes)}",
             "shapes": f"about {rows:,} rows of {self.sequence_length:,} tokens, {self.shard_rows:,} a shard",
+            **({"beginning": f"documents begin {beginning}"} if beginning else {}),
             "disk": f"about {bytes_text(kept)}, and as much again while it runs",
             "memory": f"about {bytes_text(self._worker_memory() + window)} per worker{compressed}",
             **self._passed_over_plan(),
@@ -156,6 +166,11 @@ class PrepareStage(Stage):
             if windows:
                 found[ordinal] = max(windows, key=lambda each: each[1])
         return found
+
+    def beginning(self) -> str | None:
+        """Says how documents begin; None where the tokenizer knows no token for it."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        return bos_text(tokenizer, chosen_bos(tokenizer, self.bos, self.tokenizer), self.bos)
 
     def _tokens(self, text_bytes: int) -> int:
         """Returns an estimate of the corpus' tokens; compressed files count as if they were not."""

@@ -50,13 +50,16 @@ class TokenizeTask:
     work: str
 
 
-def tokenize_part(task: TokenizeTask, definition: str, end_of_document: int | None) -> PartSummary:
+def tokenize_part(
+    task: TokenizeTask, definition: str, end_of_document: int | None, bos: int | None = None
+) -> PartSummary:
     """Writes the tokens of a part, or finds them written by an earlier run.
 
     Args:
         task: the part.
         definition: the tokenizer as `tokenizers.Tokenizer.to_str` spells it.
         end_of_document: the token appended to each document, if any.
+        bos: the token put before each document, if any.
 
     Raises:
         EspanError: a file of the part cannot be read.
@@ -72,8 +75,9 @@ def tokenize_part(task: TokenizeTask, definition: str, end_of_document: int | No
     documents = _usable_texts(read_part(task.source, task.part, task.seed), rejects, encodings)
     with atomic_stream(part_file(task.work, task.index, "tokens")) as stream:
         for tokens in encode_documents(tokenizer, documents):
-            if end_of_document is not None:
-                tokens = np.append(tokens, np.int32(end_of_document))
+            before = [] if bos is None else [bos]
+            after = [] if end_of_document is None else [end_of_document]
+            tokens = np.concatenate([before, tokens, after]).astype(np.int32)
             stream.write(tokens.astype("<i4", copy=False).tobytes())
             lengths.append(len(tokens))
     write_array(part_file(task.work, task.index, "lengths"), np.array(lengths, dtype=np.int32))

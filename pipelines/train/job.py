@@ -6,6 +6,7 @@ import posixpath
 from dataclasses import dataclass
 
 from pipelines import storage
+from pipelines.bos import own_bos
 from pipelines.errors import EspanError
 from pipelines.merging import merge_into
 from pipelines.models import MODEL_FILE, ModelSource, resolve_model, write_model_file
@@ -13,6 +14,7 @@ from pipelines.path_keys import TOKENIZER
 from pipelines.precision import Choice, Settled, choose_precision
 from pipelines.prepare.shards import read_manifest
 from pipelines.stage import Context
+from pipelines.tokenizers import load_tokenizer
 from pipelines.train.checkpoints import CheckpointStore
 from pipelines.train.config import NewModel
 from pipelines.train.stage import TrainStage
@@ -36,6 +38,7 @@ class TrainJob:
         output: the stage's folder, a path or an fsspec URL.
         seed: of everything that is random.
         rows_per_step: rows of one update, over all workers.
+        bos: the token that begins each document, if any.
     """
 
     stage: TrainStage
@@ -45,6 +48,7 @@ class TrainJob:
     output: str
     seed: int
     rows_per_step: int
+    bos: int | None = None
 
     @property
     def precision(self) -> Settled:
@@ -106,6 +110,7 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
     else:
         model = resolve_model(stage.model, context.inputs)
         refuse_other_tokenizer(model.tokenizer, model.name, manifest.tokenizer, data)
+        _tell_of_other_beginning(model, manifest.tokenizer.bos_token_id, context)
         if model.adapter is not None:
             model = _merged_base(model, context)
     return TrainJob(
@@ -116,7 +121,23 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
         output=context.output,
         seed=context.seed,
         rows_per_step=stage.rows_per_step(manifest.sequence_length),
+        bos=manifest.tokenizer.bos_token_id,
     )
+
+
+def _tell_of_other_beginning(model: ModelSource, bos: int | None, context: Context) -> None:
+    """Says so where the data's documents do not begin as the model's tokenizer begins texts."""
+    if model.tokenizer is None:
+        return
+    tokenizer = load_tokenizer(model.tokenizer)
+    own = own_bos(tokenizer)
+    if own != bos:
+        token = tokenizer.convert_ids_to_tokens(own if bos is None else bos)
+        there, here = ("begins", "do not begin") if bos is None else ("does not begin", "begin")
+        context.progress.message(
+            f"{context.name}: the tokenizer of {model.name} {there} texts with {token}, but the documents of "
+            f"the data {here} with it; the trained model's tokenizer will do as the data do"
+        )
 
 
 def _merged_base(model: ModelSource, context: Context) -> ModelSource:

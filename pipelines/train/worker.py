@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipelines import storage
+from pipelines.bos import begin_with
 from pipelines.disk import explained_writes
 from pipelines.precision import multiply_in_float32
 from pipelines.prepare.shards import ShardReader
@@ -159,7 +160,7 @@ def _leave_model(job: TrainJob, group: Group, engine: Engine) -> None:
             engine.save_model(Path(scratch))
         if group.first:
             with explained_writes(scratch):
-                load_tokenizer(job.tokenizer).save_pretrained(scratch)
+                begin_with(load_tokenizer(job.tokenizer), job.bos).save_pretrained(scratch)
             with explained_writes(place):
                 storage.upload_folder(scratch, place)
     group.barrier()

@@ -1,0 +1,126 @@
+"""How the texts begin that a model is scored on: with the token that it was trained to see there, or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.bos import Choice, bos_text, chosen_bos
+from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.models import ModelSource, resolve_model
+from pipelines.prepare.shards import TokenizerEntry, read_manifest
+from pipelines.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.stage import EvaluateStage
+    from pipelines.stage import CheckContext
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How texts begin under a tokenizer: with the token `bos`, or, where it is None, with none."""
+
+    tokenizer: str
+    bos: int | None
+
+    @classmethod
+    def of_tokenizer(cls, reference: str, choice: Choice) -> Beginning:
+        """Returns how a tokenizer, of prompts or of a model, begins texts."""
+        return cls(reference, chosen_bos(load_tokenizer(reference), choice, reference))
+
+    @classmethod
+    def of_data(cls, entry: TokenizerEntry) -> Beginning:
+        """Returns how the documents of shards begin."""
+        return cls(entry.reference, entry.bos_token_id)
+
+    def text(self, choice: Choice) -> str | None:
+        """Says it; None where the tokenizer knows no token that begins texts."""
+        return bos_text(load_tokenizer(self.tokenizer), self.bos, choice)
+
+
+def agreed(choice: Choice, model: str, own: Beginning | None, data: Beginning | None) -> Beginning | None:
+    """Returns how prompts and windows begin; None where nothing says it, which means with no token.
+
+    Args:
+        choice: the key `bos`.
+        model: what the recipe calls the model.
+        own: of the prompts' tokenizer or the model's; None if there is none.
+        data: of the documents to score; None if there are none.
+
+    Raises:
+        EspanError: the two differ, and `choice` leaves it to them; or there is no token of the kind.
+    """
+    known = own or data
+    if known is None:
+        return None
+    if choice != "auto":
+        return Beginning.of_tokenizer(known.tokenizer, choice)
+    if own is not None and data is not None and own.bos != data.bos:
+        places = [f"under the tokenizer of {model}", "in perplexity.data"]
+        with_token = data if own.bos is None else own
+        if own.bos is None:
+            places.reverse()
+        token = load_tokenizer(with_token.tokenizer).convert_ids_to_tokens(with_token.bos)
+        raise EspanError(
+            f"texts begin with {token} {places[0]}, and not {places[1]}; set bos to true or false, as the "
+            "model was trained"
+        )
+    return known
+
+
+def planned(stage: EvaluateStage, context: CheckContext) -> Beginning | None:
+    """Returns how texts will begin, as far as it can be told before anything runs.
+
+    Raises:
+        InvalidKeyError: as `agreed`.
+    """
+    data = None
+    if stage.perplexity:
+        name = stage.perplexity.data
+        data = _of_stage_or_shards("perplexity.data", name, stage.perplexity.folder(name), context)
+    try:
+        return agreed(stage.bos, stage.model, _of_model(stage, context), data)
+    except EspanError as error:
+        raise InvalidKeyError("bos", str(error)) from error
+
+
+def of_source(stage: EvaluateStage, model: ModelSource, prompts: str | None, data: str | None) -> int | None:
+    """Returns the token that begins prompts and windows, or None, once everything is there.
+
+    Args:
+        stage: the keys.
+        model: where the model comes from.
+        prompts: the tokenizer of the prompts, where recall is measured.
+        data: folder of the documents to score, where perplexity is measured.
+
+    Raises:
+        EspanError: as `agreed`.
+    """
+    reference = prompts or model.tokenizer
+    own = Beginning.of_tokenizer(reference, stage.bos) if reference else None
+    documents = Beginning.of_data(read_manifest(data).tokenizer) if data else None
+    found = agreed(stage.bos, stage.model, own, documents)
+    return found.bos if found else None
+
+
+def _of_model(stage: EvaluateStage, context: CheckContext) -> Beginning | None:
+    given = stage.recall.tokenizer if stage.recall else None
+    if stage.model in context.earlier and given is None:
+        # The tokenizer that training leaves beside a model begins texts as the training's documents do.
+        data = context.earlier[stage.model].stage.model_dump().get("data")
+        return None if data is None else _of_stage_or_shards("model", data, data, context)
+    reference = stage.recall_tokenizer(context) if stage.recall else resolve_model(stage.model, {}).tokenizer
+    return Beginning.of_tokenizer(reference, stage.bos) if reference else None
+
+
+def _of_stage_or_shards(key: str, name: str, folder: str, context: CheckContext) -> Beginning | None:
+    """Returns how documents begin; None for a stage that does not say which tokenizer it uses."""
+    try:
+        if name not in context.earlier:
+            return Beginning.of_data(read_manifest(folder).tokenizer)
+        prepared = context.earlier[name].stage.model_dump()
+        if "tokenizer" not in prepared:
+            return None
+        return Beginning.of_tokenizer(prepared["tokenizer"], prepared.get("bos", "auto"))
+    except EspanError as error:
+        raise InvalidKeyError(key, str(error)) from error
