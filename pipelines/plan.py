@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.lineage import FileHashes
@@ -49,7 +49,8 @@ def plan_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     plans = []
     for standing in survey(recipe, workspace, FileHashes.load(workspace)):
         stage = standing.stage
-        details = stage.kind.describe(stage.stage, check_context(recipe, stage, workspace))
+        context = replace(check_context(recipe, stage, workspace), state=str(standing.state))
+        details = stage.kind.describe(stage.stage, context)
         plans.append(
             StagePlan(stage.name, stage.kind.name, ACTIONS[standing.state], standing.output, dict(details))
         )

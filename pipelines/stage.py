@@ -109,13 +109,18 @@ class EarlierStage:
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What `Stage.check` and `Stage.plan` may look at; `earlier` holds every stage before this one."""
+    """What `Stage.check` and `Stage.plan` may look at.
+
+    `earlier` holds every stage before this one. `state` is what lies in `output` when a plan is made: `new`,
+    `unfinished` or `finished` work of exactly this stage, or `changed`, that of another.
+    """
 
     name: str
     output: str
     seed: int
     workspace: str
     earlier: Mapping[str, EarlierStage]
+    state: str = "new"
 
     def require_stage_or_path(self, key: str, value: str, *, kinds: tuple[str, ...]) -> EarlierStage | None:
         """Returns the earlier stage called `value`, or None when `value` is an existing path.

@@ -13,6 +13,9 @@ from pipelines import storage
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
+_NO_CURVE = ("step", "workers", "nodes", "gpus", "context_parallel")
+"""What a record says of its run; the same at every step."""
+
 Metrics = Mapping[str, float | int]
 
 
@@ -51,7 +54,7 @@ class MetricsLog:
         self._file.write(_line(record))
         self._file.flush()
         for name, value in record.items():
-            if name != "step":
+            if name not in _NO_CURVE:
                 self._events.add_scalar(name, value, int(record["step"]))
 
     def flush(self) -> None:

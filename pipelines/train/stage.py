@@ -21,6 +21,7 @@ from pipelines.train.architecture import model_configuration
 from pipelines.train.config import DeepSpeed, HyLora, NewModel, Resources
 from pipelines.train.layout import Layout
 from pipelines.train.memory import local_training, model_sizes, worker_bytes
+from pipelines.train.pace import planned_time
 from pipelines.train.schedule import Schedule
 from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows, row_tokens
 from pipelines.train.tokenizer import check_tokenizer_of_data
@@ -176,6 +177,7 @@ class TrainStage(Stage):
             "workers": str(workers),
             "precision": choice.text(workers.gpus),
             **self.in_precision(choice.precision)._plan(context),
+            "time": planned_time(self, workers, context),
         }
 
     def _plan(self, context: CheckContext) -> dict[str, str]:

@@ -56,7 +56,13 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
     job = resolve_job(stage, context, choice.precision)
     context.progress.message(f"{context.name}: workers: {workers}")
     context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
-    live = LiveProgress(context.progress, context.name, stage.steps)
+    live = LiveProgress(
+        context.progress,
+        context.name,
+        stage.steps,
+        stage.tokens_per_step,
+        workers.gpus * stage.workers,
+    )
     try:
         try:
             outcome = run_workers(job, workers, live, check_bf16=choice.assumed)

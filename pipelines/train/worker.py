@@ -89,15 +89,23 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         model = load_for(opened, stage, group)
         engine = _engine(job, group, plan, model, checkpoint)
         done = checkpoint.state.step if checkpoint else 0
+        nodes = len(set(group.gather(group.node)))
         tell({"at": done})
 
         metrics = open_things.enter_context(_Metrics(job.output, done)) if group.first else None
         packed = corpus.manifest.packing == "documents"
         order = RowOrder(len(corpus), job.seed)
         context = open_things.enter_context(context_group(group, layout))
+        # Whoever reads the metrics later can tell which steps' times are those of another set of workers.
+        shape = {
+            "workers": group.size,
+            "nodes": nodes,
+            "gpus": group.size if group.device.type == "cuda" else 0,
+            "context_parallel": stage.context_parallel,
+        }
         steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, context)
         for step in range(done + 1, stage.steps + 1):
-            record = steps.run(step)
+            record = {**steps.run(step), **shape}
             if step in (1, stage.steps) or step % stage.log_every == 0:
                 tell(record)
                 if metrics:
