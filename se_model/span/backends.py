@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from se_model.span import flash, fused, naive, sdpa, selection
+from se_model.span import flash, fused, naive, outline, sdpa, selection
 from se_model.span.flash_package import has_flash_attn
 from se_model.span.triton_package import has_triton, is_interpreting
 
@@ -142,6 +142,14 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
+OUTLINE = Backend(
+    name="outline",
+    attend=outline.attend,
+    choose_blocks=outline.choose_blocks,
+    devices=frozenset({"meta"}),
+)
+"""What every backend amounts to on tensors without memory; nobody asks for it by name."""
+
 
 def find_backend(name: str) -> Backend:
     """The backend of that name.
@@ -158,9 +166,13 @@ def find_backend(name: str) -> Backend:
 def resolve(name: str, request: Request) -> Backend:
     """The backend called ``name``; for "auto" the first that serves the request, logged once.
 
+    Tensors without memory (device `meta`) have none of these: `OUTLINE` serves them under every name.
+
     Raises:
         ValueError: if there is no such backend, or it cannot serve the request; says why.
     """
+    if request.device == "meta":
+        return OUTLINE
     if name != "auto":
         backend = find_backend(name)
         reason = backend.refusal(request, interpreted=is_interpreting())
