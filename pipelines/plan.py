@@ -47,9 +47,9 @@ def plan_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     recipe = read_recipe(path, overrides)
     workspace = workspace_of(recipe)
     plans = []
-    for standing in survey(recipe, workspace, FileHashes.load(workspace)):
+    for standing in survey(recipe, workspace, FileHashes.load(workspace), planning=True):
         stage = standing.stage
-        context = replace(check_context(recipe, stage, workspace), state=str(standing.state))
+        context = replace(check_context(recipe, stage, workspace, planning=True), state=str(standing.state))
         details = stage.kind.describe(stage.stage, context)
         plans.append(
             StagePlan(stage.name, stage.kind.name, ACTIONS[standing.state], standing.output, dict(details))

@@ -111,8 +111,11 @@ class EarlierStage:
 class CheckContext:
     """What `Stage.check` and `Stage.plan` may look at.
 
-    `earlier` holds every stage before this one. `state` is what lies in `output` when a plan is made: `new`,
-    `unfinished` or `finished` work of exactly this stage, or `changed`, that of another.
+    Attributes:
+        earlier: every stage before this one, by name.
+        planning: the recipe is planned here, and may be meant to run elsewhere.
+        state: what lies in `output` when a plan is made: `new`, `unfinished` or `finished` work of exactly this
+            stage, or `changed`, that of another.
     """
 
     name: str
@@ -120,6 +123,7 @@ class CheckContext:
     seed: int
     workspace: str
     earlier: Mapping[str, EarlierStage]
+    planning: bool = False
     state: str = "new"
 
     def require_stage_or_path(self, key: str, value: str, *, kinds: tuple[str, ...]) -> EarlierStage | None:

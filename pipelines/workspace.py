@@ -67,8 +67,12 @@ def workspace_of(recipe: ResolvedRecipe) -> str:
     return str((storage.local_path(home) / storage.local_path(written)).absolute().resolve())
 
 
-def survey(recipe: ResolvedRecipe, workspace: str, hashes: FileHashes) -> list[Standing]:
+def survey(
+    recipe: ResolvedRecipe, workspace: str, hashes: FileHashes, *, planning: bool = False
+) -> list[Standing]:
     """Looks at every stage in order: what is finished, what must run. Checks the latter; writes nothing.
+
+    `planning` says that nothing will run here and now; see `CheckContext`.
 
     Raises:
         RecipeError: what `Stage.check` found, one line each.
@@ -77,7 +81,7 @@ def survey(recipe: ResolvedRecipe, workspace: str, hashes: FileHashes) -> list[S
     problems: list[str] = []
     for stage in recipe.stages.values():
         known = {standing.stage.name: standing.identity for standing in standings}
-        context = check_context(recipe, stage, workspace)
+        context = check_context(recipe, stage, workspace, planning=planning)
         try:
             identity = identify(recipe, stage, known, hashes)
         except (EspanError, ValueError, OSError) as error:  # what the stage reads is not to be had
@@ -93,7 +97,9 @@ def survey(recipe: ResolvedRecipe, workspace: str, hashes: FileHashes) -> list[S
     return standings
 
 
-def check_context(recipe: ResolvedRecipe, stage: ResolvedStage, workspace: str) -> CheckContext:
+def check_context(
+    recipe: ResolvedRecipe, stage: ResolvedStage, workspace: str, *, planning: bool = False
+) -> CheckContext:
     """Returns what `stage` may look at while it is checked and planned."""
     earlier: dict[str, EarlierStage] = {}
     for one in recipe.stages.values():
@@ -102,7 +108,8 @@ def check_context(recipe: ResolvedRecipe, stage: ResolvedStage, workspace: str) 
         earlier[one.name] = EarlierStage(
             one.name, one.kind.name, one.stage, storage.join(workspace, one.name)
         )
-    return CheckContext(stage.name, storage.join(workspace, stage.name), recipe.seed, workspace, earlier)
+    output = storage.join(workspace, stage.name)
+    return CheckContext(stage.name, output, recipe.seed, workspace, earlier, planning)
 
 
 def set_aside(standing: Standing, workspace: str) -> str | None:

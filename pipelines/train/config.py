@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from pipelines.stage import Section
 
 if TYPE_CHECKING:
     from se_model.hylora import HyLoraConfig
+
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+
+
+def bytes_of(text: str) -> int:
+    """Returns an amount of memory, written with its unit: `80GiB`, `80 GB`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _AMOUNT.fullmatch(text)
+    unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is None or unit is None or not float(found[1]):
+        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, as in 80GiB")
+    return int(float(found[1]) * unit)
 
 
 class NewModel(Section):
@@ -55,3 +74,26 @@ class Resources(Section):
 
     cpus: PositiveFloat | None = None
     gpus: float | None = Field(default=None, ge=0.0)
+
+
+class Gpu(Section):
+    """The GPUs that workers will get.
+
+    Attributes:
+        memory: of one of them, such as `80GiB`. By default that of the cluster's type of GPU, where Ray tells
+            it. What does not fit is refused before anything starts.
+    """
+
+    memory: str | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_an_amount(cls, value: str | None) -> str | None:
+        if value is not None:
+            bytes_of(value)
+        return value
+
+    @property
+    def bytes(self) -> int | None:
+        """The memory of one of them; None where the recipe does not say."""
+        return None if self.memory is None else bytes_of(self.memory)

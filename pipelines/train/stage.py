@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Protocol, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -11,16 +12,17 @@ from pipelines import storage
 from pipelines.attention import Attention
 from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.machine import bytes_text, total_memory
 from pipelines.models import check_model, external_files, plan_of_model
 from pipelines.path_keys import MODEL, StageOrPath
 from pipelines.precision import Precision, Settled, choose_precision
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
 from pipelines.train.architecture import model_configuration
-from pipelines.train.config import DeepSpeed, HyLora, NewModel, Resources
+from pipelines.train.config import DeepSpeed, Gpu, HyLora, NewModel, Resources
 from pipelines.train.layout import Layout
-from pipelines.train.memory import local_training, model_sizes, worker_bytes
+from pipelines.train.memory.check import check_memory, memory_text
+from pipelines.train.memory.count import Rows
+from pipelines.train.memory.device import Device, device_of
 from pipelines.train.pace import planned_time
 from pipelines.train.schedule import Schedule
 from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows, row_tokens
@@ -70,6 +72,7 @@ class TrainStage(Stage):
             counted apart; null for no limit.
         log_every: steps between records of the metrics.
         resources: of one worker.
+        gpu: what a GPU of the workers has; compared with what a worker needs.
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset(
@@ -82,6 +85,7 @@ class TrainStage(Stage):
             "max_preemptions",
             "log_every",
             "resources",
+            "gpu",
         }
     )
 
@@ -108,6 +112,7 @@ class TrainStage(Stage):
     max_preemptions: NonNegativeInt | None = None
     log_every: PositiveInt = 1
     resources: Resources = Resources()
+    gpu: Gpu = Gpu()
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> TrainStage:
@@ -149,7 +154,7 @@ class TrainStage(Stage):
             self._check_new_model()
         check_architecture(self, rows.packing, context)
         check_layers(self, context)
-        self._check_memory(length, context)
+        self._check_memory(_memory_rows(rows), context)
 
     def reservation(self, capacity: Capacity) -> Reservation:
         """Returns what the workers reserve where there is `capacity`.
@@ -157,7 +162,11 @@ class TrainStage(Stage):
         Raises:
             EspanError: there can never be so many GPUs, or nobody tells whether there are any.
         """
-        return reserve(self.workers, self.resources.cpus, self.resources.gpus, capacity)
+        gpus, told = self.resources.gpus, self.gpu.memory is not None
+        if gpus is None and told:
+            found = reserve(self.workers, self.resources.cpus, 1.0, capacity)
+            return replace(found, reason="as gpu.memory says")
+        return reserve(self.workers, self.resources.cpus, gpus, capacity)
 
     def reserving(self, workers: Reservation) -> TrainStage:
         """Returns the same stage with what its workers reserve settled."""
@@ -171,30 +180,30 @@ class TrainStage(Stage):
         """What workers reserve, their precision; shapes of a step, length of the training, memory of a
         worker; who shares rows, and at what cost.
         """
-        workers = self.reservation(expected_capacity())
+        there = expected_capacity()
+        workers = self.reservation(there)
         choice = choose_precision(self.precision, workers)
+        device = device_of(self.gpu.bytes, workers, there)
         return {
             "workers": str(workers),
             "precision": choice.text(workers.gpus),
-            **self.in_precision(choice.precision)._plan(context),
+            **self.in_precision(choice.precision)._plan(context, device),
             "time": planned_time(self, workers, context),
         }
 
-    def _plan(self, context: CheckContext) -> dict[str, str]:
+    def _plan(self, context: CheckContext, device: Device) -> dict[str, str]:
         corpus = self._rows(context)
         length = corpus.sequence_length
         rows = self.rows_per_step(length)
         groups = self.layout.groups
         micro_batches = rows // (groups * self.micro_batch_rows)
-        sizes = model_sizes(self, context)
-        needed = "unknown until the model is here" if sizes is None else worker_bytes(self, sizes, length)
         dealt = f"{groups} workers" if self.context_parallel == 1 else _groups_text(groups)
         return {
             **(plan_of_model(self.model, context) if isinstance(self.model, str) else {"model": "new"}),
             "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
-            "memory": needed if isinstance(needed, str) else f"about {bytes_text(needed)} a worker",
+            **memory_text(self, model_configuration(self, context), _memory_rows(corpus), device),
             "restarts": self._restarts_text(),
             **self._parallel_plan(length, corpus.packing == "documents", micro_batches, context),
         }
@@ -258,17 +267,12 @@ class TrainStage(Stage):
         except EspanError as error:
             raise InvalidKeyError("data", str(error)) from error
 
-    def _check_memory(self, length: int, context: CheckContext) -> None:
-        sizes = model_sizes(self, context) if local_training() else None
-        if sizes is None:
-            return
-        needed, there = self.workers * worker_bytes(self, sizes, length), total_memory()
-        if needed > there:
-            raise InvalidKeyError(
-                "workers",
-                f"{self.workers} workers need about {bytes_text(needed)}, and this machine has "
-                f"{bytes_text(there)}; use fewer, activation_checkpointing, shorter rows, or a cluster",
-            )
+    def _check_memory(self, rows: Rows, context: CheckContext) -> None:
+        there = expected_capacity()
+        workers = self.reservation(there)
+        settled = self.in_precision(choose_precision(self.precision, workers).precision)
+        device = device_of(self.gpu.bytes, workers, there)
+        check_memory(settled, model_configuration(self, context), rows, context, device)
 
     def _check_new_model(self) -> None:
         from se_model.hybrid import Mamba2HybridConfig
@@ -278,6 +282,10 @@ class TrainStage(Stage):
             Mamba2HybridConfig(**self.model.new)
         except (TypeError, ValueError) as error:
             raise InvalidKeyError("model.new", " ".join(str(error).split())) from error
+
+
+def _memory_rows(rows: _Rows) -> Rows:
+    return Rows(rows.sequence_length, rows.packing == "documents")
 
 
 def _groups_text(groups: int) -> str:

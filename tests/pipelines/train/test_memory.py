@@ -1,53 +1,40 @@
-"""The estimate of a worker's memory."""
+"""What there is for a worker, and what is said where it is too little."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from pydantic import ValidationError
 
+from pipelines.capacity import Capacity, NodeType
 from pipelines.errors import InvalidKeyError
-from pipelines.models import new_model
-from pipelines.stage import CheckContext, EarlierStage
-from pipelines.train import stage as stage_module
-from pipelines.train.memory import PROCESS_BYTES, Sizes, model_sizes, worker_bytes
+from pipelines.machine import GIB
+from pipelines.stage import CheckContext
+from pipelines.train.memory import check as check_module
+from pipelines.train.memory.check import check_memory, memory_text
+from pipelines.train.memory.count import PROCESS_BYTES, Counted, Rows
+from pipelines.train.memory.device import Device, device_of, gpu_memory
+from pipelines.train.memory.fit import find_fix
 from pipelines.train.stage import TrainStage
+from pipelines.worker_resources import reserve
+from se_model.hybrid import Mamba2HybridConfig
 from tests.pipelines.train.conftest import SPAN, TINY
 
-PAPER = Sizes(parameters=2_697_590_880, hidden=2560, layers=64, vocabulary=50_288)
+CONFIGURATION = Mamba2HybridConfig(**TINY, vocab_size=64)
+ROWS = Rows(1024, packed=True)
 
 
 def stage(**keys: Any) -> TrainStage:
     plain = {
         "data": "x",
-        "model": "y",
+        "model": {"new": TINY},
         "attention": SPAN,
         "steps": 1,
-        "tokens_per_step": 1,
+        "tokens_per_step": 8192,
         "learning_rate": 1.0,
+        "precision": "fp32",
     }
     return TrainStage.model_validate(plain | keys)
-
-
-def bytes_of(**keys: Any) -> int:
-    return worker_bytes(stage(**keys), PAPER, sequence_length=8192)
-
-
-def test_every_way_to_save_memory_saves_memory() -> None:
-    plain = bytes_of(workers=8)
-    assert bytes_of(workers=8, deepspeed={"zero": 1}) > plain > bytes_of(workers=8, deepspeed={"zero": 3})
-    assert bytes_of(workers=4) > plain
-    assert bytes_of(workers=8, activation_checkpointing=True) < plain
-    assert bytes_of(workers=8, precision="bf16") < plain
-    assert bytes_of(workers=8, hylora={}) < plain
-    assert bytes_of(workers=8, micro_batch_rows=2) > plain
-
-
-def test_state_of_one_worker_is_sixteen_bytes_a_parameter() -> None:
-    sizes = Sizes(parameters=10**9, hidden=1, layers=1, vocabulary=1)
-    # fp32 weights and gradients, and the optimizer's fp32 weights and two moments.
-    expected = PROCESS_BYTES + 10**9 * (4 + 4 + 12)
-    assert worker_bytes(stage(), sizes, sequence_length=1) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture
@@ -55,31 +42,118 @@ def context(tmp_path: Path) -> CheckContext:
     return CheckContext("tuned", str(tmp_path), 0, str(tmp_path), {})
 
 
-def test_sizes_are_read_from_a_folder_without_loading_it(tmp_path: Path, context: CheckContext) -> None:
-    model = new_model(TINY | {"vocab_size": 48})
-    model.save_pretrained(tmp_path / "model")
-    stored = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    sizes = model_sizes(stage(model=str(tmp_path / "model")), context)
-    assert sizes == Sizes(sum(stored.values()), hidden=32, layers=3, vocabulary=48)
-    assert model_sizes(stage(model={"new": TINY | {"vocab_size": 48}}), context) == sizes
+def needed(**keys: Any) -> int:
+    return Counted(CONFIGURATION, ROWS).parts(stage(**keys), gpu=True).total
 
 
-def test_a_tuned_model_has_the_sizes_of_its_base(context: CheckContext) -> None:
-    base = EarlierStage("base", "train", stage(model={"new": TINY | {"vocab_size": 48}}), "base")
-    with_base = CheckContext("tuned", context.output, 0, context.workspace, {"base": base})
-    assert model_sizes(stage(model="base"), with_base) == model_sizes(base.stage, context)
+def test_every_way_to_save_memory_saves_memory() -> None:
+    plain = needed(workers=8)
+    assert needed(workers=8, activation_checkpointing=True) < plain
+    assert needed(workers=8, precision="bf16") < plain
+    assert needed(workers=8, context_parallel=2) < plain
+    assert needed(workers=4) > plain
+    assert needed(workers=4, micro_batch_rows=2) > needed(workers=4)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("80GiB", 80 * GIB), ("24 GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("1.5tib", 1536 * GIB)],
+)
+def test_memory_of_a_gpu_is_written_with_its_unit(written: str, expected: int) -> None:
+    assert stage(gpu={"memory": written}).gpu.bytes == expected
+
+
+@pytest.mark.parametrize("written", ["80", "GiB", "0GiB", "80 GiBs", "-1GiB"])
+def test_what_is_no_amount_of_memory_is_refused(written: str) -> None:
+    with pytest.raises(ValidationError, match="is no amount of memory; write a number and its unit"):
+        stage(gpu={"memory": written})
+
+
+def nodes(accelerator: str | None, gpus: int = 8, memory: float = 64 * GIB) -> Capacity:
+    resources = {"CPU": 16.0, "GPU": float(gpus), "memory": memory}
+    return Capacity((NodeType("workers", resources, accelerator, most=2, scaled=True),), local=False)
+
+
+def test_a_node_types_gpus_are_known_by_what_ray_calls_them() -> None:
+    there = nodes("L4")
+    device = device_of(None, reserve(8, None, None, there), there)
+    assert (device.gpu, device.memory) == (True, 24 * GIB)
+    assert gpu_memory("A100-40G") == 40 * GIB
+    assert gpu_memory("nobody's") is None
+    unknown = nodes(None)
+    assert device_of(None, reserve(8, None, None, unknown), unknown).memory is None
+    assert device_of(30 * GIB, reserve(8, None, None, there), there).memory == 30 * GIB
+    half = reserve(8, None, 0.5, there)
+    assert device_of(None, half, there).memory == 12 * GIB
+
+
+def test_a_refusal_names_the_keys_that_make_it_fit(context: CheckContext) -> None:
+    full, saving = needed(workers=8), needed(workers=8, activation_checkpointing=True)
+    asked = stage(workers=8)
+    with pytest.raises(
+        InvalidKeyError, match=r"a worker needs .* has .*; it fits with activation_checkp"
+    ) as caught:
+        check_memory(asked, CONFIGURATION, ROWS, context, Device(True, (full + saving) // 2, "a GPU"))
+    assert caught.value.key == "activation_checkpointing"
+    check_memory(asked, CONFIGURATION, ROWS, context, Device(True, full, "a GPU"))
+    check_memory(asked, CONFIGURATION, ROWS, context, Device(True, None, "a GPU"))
+    with pytest.raises(InvalidKeyError, match=r"no change of keys .* use larger GPUs"):
+        check_memory(asked, CONFIGURATION, ROWS, context, Device(True, 1000, "a GPU"))
+
+
+def test_keys_are_changed_together_where_one_is_not_enough() -> None:
+    tried: list[tuple[bool, int]] = []
+
+    def fits(changed: TrainStage) -> bool:
+        tried.append((changed.activation_checkpointing, changed.deepspeed.zero))
+        return changed.activation_checkpointing and changed.deepspeed.zero == 3
+
+    fix = find_fix(stage(workers=2), fits, shared=False)
+    assert fix is not None
+    assert fix.text == "activation_checkpointing: true and deepspeed: {zero: 3}"
+    assert fix.key == "activation_checkpointing"
+    assert tried[0] == (True, 2)
+
+
+def test_workers_that_share_this_machine_are_refused_with_how_many_would_fit(context: CheckContext) -> None:
+    alone = Counted(CONFIGURATION, ROWS).parts(stage(workers=1), gpu=False).total
+    assert alone > PROCESS_BYTES
+    machine = Device(False, int(1.1 * alone), "this machine", local=True)
+    with pytest.raises(
+        InvalidKeyError, match=r"workers: 2 workers need about .*iB .*, and this machine has .*"
+    ):
+        check_memory(stage(workers=2), CONFIGURATION, ROWS, context, machine)
+    planning = CheckContext("tuned", context.output, 0, context.workspace, {}, planning=True)
+    check_memory(stage(workers=2), CONFIGURATION, ROWS, planning, machine)
+    text = memory_text(stage(workers=2), CONFIGURATION, ROWS, machine)["memory"]
+    assert "for 2 workers (this machine)" in text
+    assert "too much to train here" in text
+
+
+def test_nodes_whose_main_memory_does_not_hold_what_is_loaded_are_refused(context: CheckContext) -> None:
+    small = Device(True, None, "a GPU", hosts=((3.0 * PROCESS_BYTES, 8),))
+    with pytest.raises(InvalidKeyError, match=r"main memory while they load, .*; use nodes"):
+        check_memory(stage(workers=8), CONFIGURATION, ROWS, context, small)
+    check_memory(stage(workers=2), CONFIGURATION, ROWS, context, small)
 
 
 def test_nothing_is_said_about_a_model_that_is_not_here(context: CheckContext) -> None:
-    assert model_sizes(stage(model="owner/name"), context) is None
+    check_memory(stage(), None, ROWS, context, Device(True, 1, "a GPU"))
+    assert memory_text(stage(), None, ROWS, Device(True, 1, "a GPU")) == {
+        "memory": "unknown until the model is here"
+    }
 
 
-def test_what_cannot_fit_on_this_machine_is_refused(
-    corpus: Path, context: CheckContext, monkeypatch: pytest.MonkeyPatch
+def test_what_does_not_run_without_memory_is_said_and_not_refused(
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage_module, "local_training", lambda: True)
-    sizes = TINY | {"hidden_size": 65536, "vocab_size": 50_000, "num_attention_heads": 4096}
-    huge = stage(data=str(corpus), model={"new": sizes}, tokens_per_step=64)
-    with pytest.raises(InvalidKeyError, match=r"workers: 1 workers need about .*iB, and this machine has"):
-        huge.check(context)
-    assert torch.get_default_device().type == "cpu"
+    from pipelines.train.memory import counter
+
+    monkeypatch.setattr(counter, "_MOST_OPERATIONS", 50)
+    monkeypatch.setattr(check_module, "counted_model", Counted)
+    device = Device(True, 1, "a GPU")
+    check_memory(stage(), CONFIGURATION, ROWS, context, device)
+    assert (
+        "unknown: mamba2_hybrid does not run without"
+        in memory_text(stage(), CONFIGURATION, ROWS, device)["memory"]
+    )

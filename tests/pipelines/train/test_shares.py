@@ -11,9 +11,11 @@ from pipelines.plan import plan_recipe
 from pipelines.stage import CheckContext
 from pipelines.train.architecture import skeleton
 from pipelines.train.exchange import exchanged
+from pipelines.train.memory.count import Counted, Rows
 from pipelines.train.stage import TrainStage
 from se_model.attach import attention_layers
 from se_model.baselines import FullConfig
+from se_model.hybrid import Mamba2HybridConfig
 from se_model.parallel.formula import Heads, Share, full_attention, state_space
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 from tests.se_model.tiny_models import CONFIGS
@@ -173,13 +175,13 @@ def test_the_plan_shows_who_shares_rows_and_what_they_exchange(corpus: Path, con
     assert {"layout", "exchange"}.isdisjoint(stage_of(corpus, workers=4).plan(context))
 
 
-def test_sharing_rows_saves_memory(corpus: Path, context: CheckContext) -> None:
-    from pipelines.train.memory import Sizes, worker_bytes
-
-    sizes = Sizes(parameters=10**6, hidden=512, layers=8, vocabulary=300)
+def test_sharing_rows_saves_memory(corpus: Path) -> None:
     alone, shared = (stage_of(corpus, workers=4, context_parallel=ranks) for ranks in (1, 4))
-    saved = worker_bytes(alone, sizes, 2**16) - worker_bytes(shared, sizes, 2**16)
-    assert saved == 3 * (2**16 // 4) * 512 * 8 * 32 * 4
+    counted = Counted(Mamba2HybridConfig(**TINY, vocab_size=64), Rows(2**14, packed=True))
+    whole, part = (counted.parts(stage, gpu=True) for stage in (alone, shared))
+    assert part.activations == pytest.approx(whole.activations / 4, rel=0.05)
+    assert 0 < part.exchange < whole.activations
+    assert whole.exchange == 0
 
 
 def test_a_recipe_names_file_line_and_key(tmp_path: Path) -> None:
