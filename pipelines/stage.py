@@ -114,8 +114,8 @@ class CheckContext:
     Attributes:
         earlier: every stage before this one, by name.
         planning: the recipe is planned here, and may be meant to run elsewhere.
-        state: what lies in `output` when a plan is made: `new`, `unfinished` or `finished` work of exactly this
-            stage, or `changed`, that of another.
+        state: what lies in `output` when a plan is made: `new`, `unfinished` or `finished` work of exactly
+            this stage, or `changed`, that of another.
     """
 
     name: str
