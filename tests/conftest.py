@@ -4,6 +4,11 @@ import os
 
 import torch
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Test processes share the cores: with a thread per core in each of them they would wait for each other.
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 if not torch.cuda.is_available():
     # triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
