@@ -83,10 +83,12 @@ def held_by_training(group: Group, job: TrainJob) -> int:
 
 def held_by_plain_loop(job: TrainJob) -> int:
     """Returns the peak of a loop with torch's own AdamW: no DeepSpeed, nothing split."""
+    corpus = ShardReader(job.data)
+    model = training_model(job, corpus.manifest).train()
+    # Loaded before: how a file is read is another matter.
+    stored = {parameter.untyped_storage()._cdata: parameter.nbytes for parameter in model.parameters()}
 
     def train() -> object:
-        corpus = ShardReader(job.data)
-        model = training_model(job, corpus.manifest).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained)
         for _ in range(STEPS):
@@ -95,6 +97,6 @@ def held_by_plain_loop(job: TrainJob) -> int:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return model, optimizer
+        return optimizer
 
-    return allocated_at_most(train)
+    return sum(stored.values()) + allocated_at_most(train)
