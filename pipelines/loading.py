@@ -115,6 +115,7 @@ def open_folder(reference: str, folder: Path, dtype: torch.dtype) -> Opened:
             model = skeleton(configuration, dtype)
             weights = CheckpointWeights(model, WeightFiles(folder))
             _take_generation_settings(model, folder)
+            model.name_or_path = str(folder)  # which peft writes into an adapter as its base
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise EspanError(f"model '{reference}' cannot be loaded: {brief(error)}") from error
     _refuse_misfits(reference, model, weights.misfits)

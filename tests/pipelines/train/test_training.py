@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
 def test_the_adapter_is_left_as_peft_writes_it_and_gives_the_trained_models_logits(
     adapted: TrainJob, alone: Group
 ) -> None:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
     train_silently(alone, adapted)
@@ -179,6 +179,7 @@ def test_the_adapter_is_left_as_peft_writes_it_and_gives_the_trained_models_logi
     tokens = torch.arange(40)[None]
     logits = []
     for folder in (f"{adapted.output}/model", checkpoint):
+        assert PeftConfig.from_pretrained(folder).base_model_name_or_path == adapted.model.base
         base = AutoModelForCausalLM.from_pretrained(adapted.model.base, dtype="float32")
         with torch.no_grad():
             logits.append(PeftModel.from_pretrained(base, folder).eval()(tokens).logits)
