@@ -5,6 +5,7 @@
         tokenizers/KEY/     files of a tokenizer        checkpoints/KEY/        a checkpoint to resume from
         KIND/.NAME.partial  a download under way
         locks/KIND/NAME     empty files, locked with `flock`
+        answers/            of another kind: see `pipelines.answers`
 
 A process that wants an entry locks it. The first downloads it, beside its place, and renames it when it is
 whole; the others wait and find it. The kernel lets a lock go when its process ends, however it ends, and the

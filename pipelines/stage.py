@@ -126,6 +126,11 @@ class CheckContext:
     planning: bool = False
     state: str = "new"
 
+    @property
+    def finished(self) -> bool:
+        """Says whether nothing is left to do, so that nothing needs to be known of models for a plan."""
+        return self.state == "finished"
+
     def require_stage_or_path(self, key: str, value: str, *, kinds: tuple[str, ...]) -> EarlierStage | None:
         """Returns the earlier stage called `value`, or None when `value` is an existing path.
 

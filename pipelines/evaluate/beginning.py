@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.bos import Choice, bos_text, chosen_bos
+from pipelines.bos import Choice
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import ModelSource, resolve_model
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
-from pipelines.tokenizers import load_tokenizer
+from pipelines.tokenizer_answers import bos_of, bos_text_of, token_of
 
 if TYPE_CHECKING:
     from pipelines.evaluate.stage import EvaluateStage
@@ -26,7 +26,7 @@ class Beginning:
     @classmethod
     def of_tokenizer(cls, reference: str, choice: Choice) -> Beginning:
         """Returns how a tokenizer, of prompts or of a model, begins texts."""
-        return cls(reference, chosen_bos(load_tokenizer(reference), choice, reference))
+        return cls(reference, bos_of(reference, choice))
 
     @classmethod
     def of_data(cls, entry: TokenizerEntry) -> Beginning:
@@ -35,7 +35,7 @@ class Beginning:
 
     def text(self, choice: Choice) -> str | None:
         """Says it; None where the tokenizer knows no token that begins texts."""
-        return bos_text(load_tokenizer(self.tokenizer), self.bos, choice)
+        return bos_text_of(self.tokenizer, self.bos, choice)
 
 
 def agreed(choice: Choice, model: str, own: Beginning | None, data: Beginning | None) -> Beginning | None:
@@ -60,7 +60,7 @@ def agreed(choice: Choice, model: str, own: Beginning | None, data: Beginning | 
         with_token = data if own.bos is None else own
         if own.bos is None:
             places.reverse()
-        token = load_tokenizer(with_token.tokenizer).convert_ids_to_tokens(with_token.bos)
+        token = token_of(with_token.tokenizer, with_token.bos)
         raise EspanError(
             f"texts begin with {token} {places[0]}, and not {places[1]}; set bos to true or false, as the "
             "model was trained"

@@ -20,6 +20,7 @@ from pipelines.path_keys import MODEL, TOKENIZER, StageOrPath
 from pipelines.precision import Precision, choose_precision
 from pipelines.prepare.shards import MANIFEST, holdout_folder
 from pipelines.stage import CheckContext, Context, Section, Stage
+from pipelines.tokenizer_answers import check_remembered
 from pipelines.worker_resources import Reservation, as_many_as_fit, reserve
 
 Lengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
@@ -190,7 +191,7 @@ class EvaluateStage(Stage):
         if self.perplexity:
             lengths, rows = self.perplexity.lengths, self.perplexity.rows
             plan["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"
-        beginning = planned(self, context)
+        beginning = None if context.finished else planned(self, context)
         if beginning and (text := beginning.text(self.bos)):
             plan["beginning"] = f"texts begin {text}"
         return plan
@@ -213,7 +214,7 @@ class EvaluateStage(Stage):
             )
         if found is not None:
             try:
-                tokenizers.check_tokenizer(found)
+                check_remembered(found)
             except EspanError as error:
                 raise InvalidKeyError(
                     "recall.tokenizer" if keys.tokenizer else "model", str(error)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipelines.errors import InvalidKeyError
 from pipelines.machine import bytes_text
+from pipelines.model_configuration import Described
+from pipelines.model_files import configuration_folder, local_folder
 from pipelines.models import check_model, external_files, plan_of_model, resolve_model
 from pipelines.path_keys import MODEL, Reference
 from pipelines.stage import CheckContext, Context, Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Form = Literal["merged", "adapter"]
 
@@ -60,7 +65,7 @@ class ExportStage(Stage):
         return plan_of_model(self.model, context) | {
             "writes": ", ".join(f"{context.output}/{form}" for form in self.forms),
             "precision": self.precision or "the base model's own",
-            "memory": self._memory(context),
+            **({} if context.finished else {"memory": self._memory(context)}),
         }
 
     def _memory(self, context: CheckContext) -> str:
@@ -69,10 +74,16 @@ class ExportStage(Stage):
             reference = getattr(context.earlier[reference].stage, "model", None)
             if not isinstance(reference, str):
                 return "known when the model is there"
-        from pipelines.export.task import task_bytes
+        source = resolve_model(reference, {})
 
-        needed, _ = task_bytes(resolve_model(reference, {}))
-        return f"a task on the cluster that reserves {bytes_text(needed)}"
+        def needed(_: PreTrainedConfig) -> int:
+            from pipelines.export.task import task_bytes
+
+            return task_bytes(source)[0]
+
+        # Nothing but the base's configuration counts.
+        base = Described.in_folder(configuration_folder(source.base) or local_folder(source.base))
+        return f"a task on the cluster that reserves {bytes_text(base.remembered('export', None, needed))}"
 
 
 def run(stage: ExportStage, context: Context) -> Mapping[str, Any]:

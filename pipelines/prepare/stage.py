@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from pipelines import assets, machine, storage
-from pipelines.bos import BosKey, bos_text, chosen_bos
+from pipelines.bos import BosKey
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.listing import PassedOver
 from pipelines.machine import bytes_text
@@ -24,7 +24,8 @@ from pipelines.prepare.sources import (
     zstd_heads,
 )
 from pipelines.stage import CheckContext, Context, Stage
-from pipelines.tokenizers import check_tokenizer, external_files, load_tokenizer, pinned
+from pipelines.tokenizer_answers import bos_of, bos_text_of, check_remembered
+from pipelines.tokenizers import external_files, pinned
 
 LARGEST_SHARD = 1 << 28
 """Tokens; a worker holds a shard about three times while it writes it."""
@@ -105,11 +106,11 @@ class PrepareStage(Stage):
         """Refuses sources and tokenizers that are not there, and a disk or memory too small for the work."""
         text_bytes = self._text_bytes()
         try:
-            check_tokenizer(self.tokenizer)
+            check_remembered(self.tokenizer)
         except EspanError as error:
             raise InvalidKeyError("tokenizer", str(error)) from error
         try:
-            chosen_bos(load_tokenizer(self.tokenizer), self.bos, self.tokenizer)
+            bos_of(self.tokenizer, self.bos)
         except EspanError as error:
             raise InvalidKeyError("bos", str(error)) from error
         disk = 2 * self._tokens(text_bytes) * _TOKEN_BYTES  # parts and, at the end, shards
@@ -135,7 +136,7 @@ class PrepareStage(Stage):
         tokenizer = pinned(self.tokenizer)
         window = max((window for _, window in self._windows().values()), default=0)
         compressed = f", {bytes_text(window)} of them a zstd window" if window > _USUAL_WINDOW else ""
-        beginning = self.beginning()
+        beginning = None if context.finished else self.beginning()
         return {
             **({} if tokenizer == self.tokenizer else {"tokenizer": tokenizer}),
             "corpus": f"about {tokens:,} tokens, from files of {bytes_text(text_bytes)}",
@@ -169,8 +170,7 @@ class PrepareStage(Stage):
 
     def beginning(self) -> str | None:
         """Says how documents begin; None where the tokenizer knows no token for it."""
-        tokenizer = load_tokenizer(self.tokenizer)
-        return bos_text(tokenizer, chosen_bos(tokenizer, self.bos, self.tokenizer), self.bos)
+        return bos_text_of(self.tokenizer, bos_of(self.tokenizer, self.bos), self.bos)
 
     def _tokens(self, text_bytes: int) -> int:
         """Returns an estimate of the corpus' tokens; compressed files count as if they were not."""

@@ -1,11 +1,10 @@
-"""What the workers of a context-parallel group send each other in a step, for `espan plan`."""
+"""Counts what the workers of a context-parallel group send each other in a step."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from pipelines.attention import NoMemorySection, SpanSection, WindowSection
-from pipelines.machine import bytes_text
 from pipelines.train.architecture import skeleton
 from se_model.attach import attention_layers
 from se_model.attach.state_space import ShardedMixer
@@ -89,12 +88,6 @@ def exchanged(
         "convolutions": step(mixing, others) + step(attended, attending),
         "state-space layers": step(states, others),
     }
-
-
-def exchange_text(volumes: dict[str, int]) -> str:
-    """Returns the volumes as `espan plan` prints them."""
-    parts = ", ".join(f"{name} {bytes_text(count)}" for name, count in volumes.items())
-    return f"up to {bytes_text(sum(volumes.values()))} received by a worker in a step: {parts}"
 
 
 def _heads(configuration: PreTrainedConfig) -> Heads:

@@ -82,7 +82,7 @@ def measured_pace(
 
 def planned_time(stage: TrainStage, workers: Reservation, context: CheckContext) -> str:
     """Returns what `espan plan` says of the time that is left, from steps that ran in the stage's folder."""
-    if context.state == "finished":
+    if context.finished:
         return "no steps left"
     records = read_metrics(storage.join(context.output, METRICS_FILE)) if _alike(stage, context) else []
     pace = measured_pace(

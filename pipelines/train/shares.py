@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipelines.answers import remembered
 from pipelines.errors import InvalidKeyError
 from pipelines.stage import CheckContext
-from pipelines.train.architecture import model_configuration, skeleton
+from pipelines.train.architecture import described_model, skeleton
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from pipelines.train.stage import TrainStage
 
 KEY = "context_parallel"
@@ -73,18 +76,22 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
     Raises:
         InvalidKeyError: names the architecture and the first such layer.
     """
-    configuration = model_configuration(stage, context)
-    if configuration is None or configuration.model_type == "mamba2_hybrid":
+    model = described_model(stage, context)
+    if model is None or model.model_type == "mamba2_hybrid":
         return
-    from se_model.attach import packing_refusal
 
-    try:
-        model = skeleton(configuration, stage.attention.build(context.seed))
-    except ValueError as error:
-        raise InvalidKeyError("model", " ".join(str(error).split())) from error
+    def refusal_of(configuration: PreTrainedConfig) -> str | None:
+        from se_model.attach import packing_refusal
+
+        built = skeleton(configuration, stage.attention.build(context.seed))
+        return packing_refusal(built) if packed else None
+
     # Layers that take a part of a row are told where its documents begin: `check_layers` asks for those.
     packed = packing == "documents" and stage.context_parallel == 1
-    refusal = packing_refusal(model) if packed else None
+    try:
+        refusal = model.remembered("packing", [packed, *_attention(stage, context)], refusal_of)
+    except ValueError as error:
+        raise InvalidKeyError("model", " ".join(str(error).split())) from error
     if refusal is not None:
         maker = f"stage '{stage.data}'" if stage.data in context.earlier else "the stage that prepared it"
         raise InvalidKeyError(
@@ -102,24 +109,37 @@ def check_layers(stage: TrainStage, context: CheckContext) -> None:
     """
     if stage.context_parallel == 1:
         return
-    from se_model.parallel.attention import PARALLEL_ATTENTION
-
-    kind = stage.attention.kind
-    if kind not in PARALLEL_ATTENTION:
+    kind, kinds = stage.attention.kind, remembered("parallel attention", _parallel_kinds)
+    if kind not in kinds:
         raise InvalidKeyError(
             KEY,
             f"attention of kind {kind} cannot run on a part of a row; use {KEY}: 1, or one of the kinds "
-            f"{', '.join(sorted(PARALLEL_ATTENTION))}",
+            f"{', '.join(kinds)}",
         )
-    configuration = model_configuration(stage, context)
-    if configuration is None or configuration.model_type == "mamba2_hybrid":
+    model = described_model(stage, context)
+    if model is None or model.model_type == "mamba2_hybrid":
         return
-    from se_model.attach import check_parallel
+
+    def check(configuration: PreTrainedConfig) -> bool:
+        from se_model.attach import check_parallel
+
+        check_parallel(skeleton(configuration, stage.attention.build(context.seed)))
+        return True
 
     try:
-        check_parallel(skeleton(configuration, stage.attention.build(context.seed)))
+        model.remembered("parallel", _attention(stage, context), check)
     except ValueError as error:
         raise InvalidKeyError(KEY, " ".join(str(error).split())) from error
+
+
+def _parallel_kinds() -> list[str]:
+    from se_model.parallel.attention import PARALLEL_ATTENTION
+
+    return sorted(PARALLEL_ATTENTION)
+
+
+def _attention(stage: TrainStage, context: CheckContext) -> list[Any]:
+    return [stage.attention.model_dump(mode="json"), context.seed]
 
 
 def _divisors(number: int) -> list[int]:

@@ -12,20 +12,22 @@ from pipelines import storage
 from pipelines.attention import Attention
 from pipelines.capacity import Capacity, expected_capacity
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.model_configuration import Described
 from pipelines.models import check_model, external_files, plan_of_model
 from pipelines.path_keys import MODEL, StageOrPath
 from pipelines.precision import Precision, Settled, choose_precision
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.stage import CheckContext, Context, Stage
-from pipelines.train.architecture import model_configuration
+from pipelines.train.architecture import described_model
 from pipelines.train.config import DeepSpeed, Gpu, HyLora, NewModel, Resources
 from pipelines.train.layout import Layout
 from pipelines.train.memory.check import check_memory, memory_text
 from pipelines.train.memory.count import Rows
 from pipelines.train.memory.device import Device, device_of
 from pipelines.train.pace import planned_time
+from pipelines.train.received import exchange_text, received, row_shape
 from pipelines.train.schedule import Schedule
-from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows, row_tokens
+from pipelines.train.shares import check_architecture, check_groups, check_layers, check_rows
 from pipelines.train.tokenizer import check_tokenizer_of_data
 from pipelines.worker_resources import Reservation, reserve
 
@@ -203,7 +205,7 @@ class TrainStage(Stage):
             "shapes": f"{rows} rows of {length:,} tokens a step: {dealt} "
             f"x {micro_batches} micro-batches x {self.micro_batch_rows} rows",
             "length": f"{self.steps:,} steps, {self.steps * self.tokens_per_step:,} tokens",
-            **memory_text(self, model_configuration(self, context), _memory_rows(corpus), device),
+            **self._memory_plan(_memory_rows(corpus), context, device),
             "restarts": self._restarts_text(),
             **self._parallel_plan(length, corpus.packing == "documents", micro_batches, context),
         }
@@ -238,25 +240,23 @@ class TrainStage(Stage):
     ) -> dict[str, str]:
         if self.context_parallel == 1:
             return {}
-        from pipelines.train.exchange import exchange_text, exchanged
-        from se_model.parallel.formula import Share
-
-        share = Share(
-            ranks=self.context_parallel,
-            rows=1 if packed else self.micro_batch_rows,
-            tokens=row_tokens(self, length, packed),
-            itemsize=2 if self.precision == "bf16" else 4,
-            packed=packed,
-        )
-        configuration = model_configuration(self, context)
-        exchange = "unknown until the model is here"
-        if configuration is not None:
-            exchange = exchange_text(exchanged(self, configuration, share, micro_batches))
+        shape = row_shape(self, length, packed)
+        tokens = shape["tokens"]
+        exchange = {}
+        if not context.finished:
+            model = described_model(self, context)
+            text = "unknown until the model is here"
+            if model is not None:
+                text = exchange_text(received(self, model, shape, micro_batches))
+            exchange = {"exchange": text}
         return {
             "layout": f"{_groups_text(self.layout.groups)} x {self.context_parallel} context-parallel ranks, "
-            f"{share.own_tokens:,} of {share.tokens:,} tokens a rank",
-            "exchange": exchange,
+            f"{tokens // self.context_parallel:,} of {tokens:,} tokens a rank",
+            **exchange,
         }
+
+    def _memory_plan(self, rows: Rows, context: CheckContext, device: Device) -> dict[str, str]:
+        return {} if context.finished else memory_text(self, described_model(self, context), rows, device)
 
     def _rows(self, context: CheckContext) -> _Rows:
         earlier = context.require_stage_or_path("data", self.data, kinds=("prepare",))
@@ -272,14 +272,12 @@ class TrainStage(Stage):
         workers = self.reservation(there)
         settled = self.in_precision(choose_precision(self.precision, workers).precision)
         device = device_of(self.gpu.bytes, workers, there)
-        check_memory(settled, model_configuration(self, context), rows, context, device)
+        check_memory(settled, described_model(self, context), rows, context, device)
 
     def _check_new_model(self) -> None:
-        from se_model.hybrid import Mamba2HybridConfig
-
         assert isinstance(self.model, NewModel)
         try:
-            Mamba2HybridConfig(**self.model.new)
+            Described.new(self.model.new).remembered("valid", None, lambda _: True)
         except (TypeError, ValueError) as error:
             raise InvalidKeyError("model.new", " ".join(str(error).split())) from error
 

@@ -8,8 +8,9 @@ from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import resolve_model
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
 from pipelines.stage import CheckContext
-from pipelines.tokenizers import load_tokenizer, pinned, tokenizer_hash
-from pipelines.train.architecture import model_configuration
+from pipelines.tokenizer_answers import identity_of
+from pipelines.tokenizers import pinned
+from pipelines.train.architecture import described_model
 
 if TYPE_CHECKING:
     from pipelines.train.stage import TrainStage
@@ -39,7 +40,10 @@ def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:
         raise InvalidKeyError("data", str(error)) from error
     if stage.model in context.earlier:
         return  # its embeddings are those of its own data's tokenizer
-    embedded = getattr(model_configuration(stage, context), "vocab_size", None)
+    model = described_model(stage, context)
+    embedded = None
+    if model is not None:
+        embedded = model.remembered("words", None, lambda known: getattr(known, "vocab_size", None))
     if embedded is not None and data.vocabulary_size > embedded:
         raise InvalidKeyError(
             "data",
@@ -56,7 +60,7 @@ def refuse_other_tokenizer(own: str | None, model: str, data: TokenizerEntry, pl
     """
     if own is None or pinned(own) == pinned(data.reference):
         return
-    if tokenizer_hash(load_tokenizer(own)) != data.sha256:
+    if identity_of(own)[0] != data.sha256:
         raise EspanError(
             f"{place} was tokenized with {data.reference}, and {model} has another tokenizer; prepare the "
             f"data with tokenizer: {own}"
@@ -72,10 +76,5 @@ def _tokenizer_of(data: str, context: CheckContext) -> TokenizerEntry:
 
 
 def _entry(reference: str) -> TokenizerEntry:
-    tokenizer = load_tokenizer(reference)
-    return TokenizerEntry(
-        reference=reference,
-        sha256=tokenizer_hash(tokenizer),
-        vocabulary_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    sha256, words, end = identity_of(reference)
+    return TokenizerEntry(reference=reference, sha256=sha256, vocabulary_size=words, eos_token_id=end)

@@ -15,13 +15,14 @@ from pipelines.train.shares import check_groups, check_layers, check_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from pipelines.model_configuration import Described
     from pipelines.stage import CheckContext
     from pipelines.train.stage import TrainStage
 
 
 def check_memory(
     stage: TrainStage,
-    configuration: PreTrainedConfig | None,
+    model: Described | PreTrainedConfig | None,
     rows: Rows,
     context: CheckContext,
     device: Device,
@@ -35,9 +36,9 @@ def check_memory(
         InvalidKeyError: it names the keys that would make it fit.
     """
     nothing_known = device.memory is None and not device.hosts
-    if configuration is None or nothing_known or (context.planning and device.local):
+    if model is None or nothing_known or (context.planning and device.local):
         return
-    counted = counted_model(configuration, rows)
+    counted = counted_model(model, rows)
     try:
         parts = counted.parts(stage, gpu=device.gpu)
     except UncountableError:
@@ -59,12 +60,12 @@ def check_memory(
 
 
 def memory_text(
-    stage: TrainStage, configuration: PreTrainedConfig | None, rows: Rows, device: Device
+    stage: TrainStage, model: Described | PreTrainedConfig | None, rows: Rows, device: Device
 ) -> dict[str, str]:
     """Returns what `espan plan` prints of memory."""
-    if configuration is None:
+    if model is None:
         return {"memory": "unknown until the model is here"}
-    counted = counted_model(configuration, rows)
+    counted = counted_model(model, rows)
     try:
         parts = counted.parts(stage, gpu=device.gpu)
     except UncountableError as error:

@@ -6,9 +6,10 @@ small trainings hold. ZeRO 0 stands for a plain loop with torch's AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from pipelines.train.memory.parts import Parts
 from pipelines.train.memory.timeline import Moment
@@ -39,6 +40,12 @@ class Weights:
     trained: tuple[tuple[int, ...], tuple[int, ...]]
     largest: int = 0
     buffers: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Weights:
+        """Returns the weights that `dataclasses.asdict` described, after a way through JSON."""
+        matrices, vectors = fields["trained"]
+        return cls(**{**fields, "trained": (tuple(matrices), tuple(vectors))})
 
     @property
     def trained_numbers(self) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pipelines.train.memory.batch import Batch
 from pipelines.train.memory.counter import META, LiveBytes
 from pipelines.train.memory.engine import Weights
 from pipelines.train.memory.functions import KernelFunctions
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 
     from se_model.attentions import AttentionConfig
     from se_model.hylora import HyLoraConfig
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one worker runs through the model at once.
-
-    Attributes:
-        rows: how many.
-        tokens: in each.
-        packed: the row holds documents that must not see each other.
-    """
-
-    rows: int
-    tokens: int
-    packed: bool
 
 
 class Skeleton:
