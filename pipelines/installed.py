@@ -43,11 +43,17 @@ def code_identity() -> str | None:
     offer their kernels only then. None means that a library is not where its package was installed, as under
     development, so that its version says little, or that our own files changed since this process began.
     """
-    libraries = [_library(name) for name in _LIBRARIES]
-    if None in libraries or not is_as_imported():
+    if not is_as_imported():
+        return None
+    try:
+        libraries = [_library(name) for name in _LIBRARIES]
+        code = [[name, hashlib.sha256(file.read_bytes()).hexdigest()] for name, file in _files()]
+    except (OSError, ValueError):  # a file that went away; a module that does not say where it is from
+        return None
+    if None in libraries:
         return None
     content = {
-        "code": [[name, hashlib.sha256(file.read_bytes()).hexdigest()] for name, file in _files()],
+        "code": code,
         "libraries": libraries,
         "installed": _installed(),
         "python": [sys.version, platform.platform()],
@@ -59,7 +65,10 @@ def code_identity() -> str | None:
 
 def is_as_imported() -> bool:
     """Says whether our files are those that this process began with, as far as their times tell."""
-    return all(file.stat().st_mtime_ns < _BEGAN for _, file in _files())
+    try:
+        return all(file.stat().st_mtime_ns < _BEGAN for _, file in _files())
+    except OSError:  # one went away
+        return False
 
 
 def _files() -> Iterator[tuple[str, Path]]:

@@ -1,6 +1,9 @@
 """What must be settled before anything is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import torch
 
@@ -8,6 +11,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Test processes share the cores: with a thread per core in each of them they would wait for each other.
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+if "ESPAN_CACHE" not in os.environ:
+    # Tests change code while it runs: what it answers then must not be remembered for the user.
+    os.environ["ESPAN_CACHE"] = tempfile.mkdtemp(prefix="espan-cache-")
+    atexit.register(shutil.rmtree, os.environ["ESPAN_CACHE"], ignore_errors=True)
 
 if not torch.cuda.is_available():
     # triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.

@@ -48,12 +48,14 @@ class Skeleton:
     ) -> None:
         from transformers import AutoModelForCausalLM
 
-        from se_model import apply_hylora, attach
+        from se_model import attach
 
         with _without_advice(), META:
             model: Any = AutoModelForCausalLM.from_config(configuration, dtype=dtype)
             self._plain = model
             if hylora is not None:
+                from se_model import apply_hylora  # and with it peft
+
                 model = apply_hylora(model, hylora)
             else:
                 model.requires_grad_(True)
