@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines.errors import EspanError, RecipeError
 from pipelines.lineage import FileHashes
 from pipelines.recipe import read_recipe
-from pipelines.workspace import State, check_context, survey, workspace_of
+from pipelines.workspace import State, check_context, problem, survey, workspace_of
 
 ACTIONS = {
     State.FINISHED: "finished",
@@ -50,7 +51,10 @@ def plan_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     for standing in survey(recipe, workspace, FileHashes.load(workspace), planning=True):
         stage = standing.stage
         context = replace(check_context(recipe, stage, workspace, planning=True), state=str(standing.state))
-        details = stage.kind.describe(stage.stage, context)
+        try:
+            details = stage.kind.describe(stage.stage, context)
+        except (EspanError, ValueError, OSError) as error:
+            raise RecipeError([problem(recipe, stage, error)]) from error
         plans.append(
             StagePlan(stage.name, stage.kind.name, ACTIONS[standing.state], standing.output, dict(details))
         )

@@ -85,7 +85,7 @@ def survey(
         try:
             identity = identify(recipe, stage, known, hashes)
         except (EspanError, ValueError, OSError) as error:  # what the stage reads is not to be had
-            problems.extend(_check(recipe, stage, context) or [_problem(recipe, stage, error)])
+            problems.extend(_check(recipe, stage, context) or [problem(recipe, stage, error)])
             standings.append(Standing(stage, context.output, State.NEW, _UNKNOWN, None))
             continue
         state, record = _state(context.output, identity)
@@ -145,10 +145,11 @@ def _check(recipe: ResolvedRecipe, stage: ResolvedStage, context: CheckContext) 
     try:
         stage.stage.check(context)
     except (EspanError, ValueError, OSError) as error:
-        return [_problem(recipe, stage, error)]
+        return [problem(recipe, stage, error)]
     return []
 
 
-def _problem(recipe: ResolvedRecipe, stage: ResolvedStage, error: Exception) -> str:
+def problem(recipe: ResolvedRecipe, stage: ResolvedStage, error: Exception) -> str:
+    """Returns the line about what is wrong with a stage, with the recipe's file, line and key."""
     found = error if isinstance(error, InvalidKeyError) else InvalidKeyError("", str(error))
     return recipe.problem(stage.name, found)

@@ -71,7 +71,8 @@ def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
 
 
 def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -> None:
-    """Refuses an attention that the model does not take, and packed rows that a layer would run across.
+    """Refuses an attention that the model does not take, HyLoRA of layers that it does not have, and packed
+    rows that a layer would run across.
 
     Raises:
         InvalidKeyError: names the architecture and the first such layer.
@@ -82,16 +83,24 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
 
     def refusal_of(configuration: PreTrainedConfig) -> str | None:
         from se_model.attach import packing_refusal
+        from se_model.hylora import check_kinds
 
-        built = skeleton(configuration, stage.attention.build(context.seed))
+        try:
+            built = skeleton(configuration, stage.attention.build(context.seed))
+        except ValueError as error:
+            raise InvalidKeyError("model", " ".join(str(error).split())) from error
+        if stage.hylora is not None:
+            try:
+                check_kinds(built, stage.hylora.build())
+            except ValueError as error:
+                raise InvalidKeyError("hylora.variant", str(error)) from error
         return packing_refusal(built) if packed else None
 
     # Layers that take a part of a row are told where its documents begin: `check_layers` asks for those.
     packed = packing == "documents" and stage.context_parallel == 1
-    try:
-        refusal = model.remembered("packing", [packed, *_attention(stage, context)], refusal_of)
-    except ValueError as error:
-        raise InvalidKeyError("model", " ".join(str(error).split())) from error
+    adapted = None if stage.hylora is None else stage.hylora.model_dump(mode="json")
+    asked = [packed, adapted, *_attention(stage, context)]
+    refusal = model.remembered("architecture", asked, refusal_of)
     if refusal is not None:
         maker = f"stage '{stage.data}'" if stage.data in context.earlier else "the stage that prepared it"
         raise InvalidKeyError(

@@ -8,7 +8,7 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
-from se_model.hylora.config import HyLoraConfig, Variant
+from se_model.hylora.config import HyLoraConfig
 from se_model.hylora.coverage import coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, Part, parts
 from se_model.hylora.masters import hold_in_float32
@@ -44,11 +44,11 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
     """
     if isinstance(model, PeftModel):
         raise ValueError("the model already carries an adapter; merge it first (PeftModel.merge_and_unload)")
+    check_kinds(model, config)
     causal_lm = unwrap(model)
     found = list(parts(causal_lm))
     adapted = [part for part in found if part.kind is Kind.ATTENTION]
     trained = [part for part in found if part.kind in TRAINED_IN_FULL[config.variant]]
-    _refuse_missing_kinds(causal_lm, config.variant, {part.kind for part in found})
     _refuse_partly_trained_weights(causal_lm, adapted)
     _refuse_partly_trained_weights(causal_lm, trained)
 
@@ -78,7 +78,14 @@ def apply_hylora(model: nn.Module, config: HyLoraConfig) -> PeftModel:
     return peft_model
 
 
-def _refuse_missing_kinds(causal_lm: PreTrainedModel, variant: Variant, present: set[Kind]) -> None:
+def check_kinds(model: PreTrainedModel, config: HyLoraConfig) -> None:
+    """Refuses a model that lacks a kind of layer that should train; weights are not looked at.
+
+    Raises:
+        ValueError: names the kinds.
+    """
+    causal_lm, variant = unwrap(model), config.variant
+    present = {part.kind for part in parts(causal_lm)}
     missing = [kind for kind in (Kind.ATTENTION, *TRAINED_IN_FULL[variant]) if kind not in present]
     if missing:
         only_convolutions = missing == [Kind.CONVOLUTIONS]

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.errors import RecipeError
 from pipelines.plan import plan_recipe
+from pipelines.run import run_recipe
 from pipelines.tokenizers import load_tokenizer
 from tests.pipelines.train.conftest import write_corpus
 from tests.se_model.tiny_models import CONFIGS, tiny_model
@@ -27,7 +28,7 @@ TRAIN = """
       data: {data}
       model: {folder}/model
       attention: {{kind: span, chunk_sizes: [32], block_size: 8, top_k: 2}}
-      hylora: {{rank: 4, alpha: 8}}
+      hylora: {{rank: 4, alpha: 8, variant: {variant}}}
       steps: 2
       tokens_per_step: 128
       learning_rate: 1.0e-3
@@ -41,13 +42,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes a recipe that tunes a tiny model of an architecture, whose words are those of the tokenizer."""
     (tmp_path / "text.txt").write_text("a quick brown fox jumps over a lazy dog. " * 99)
 
-    def write_recipe(architecture: str, packing: str, data: str = "corpus") -> Path:
+    def write_recipe(architecture: str, packing: str, data: str = "corpus", variant: str = "lora+") -> Path:
         monkeypatch.setattr(CONFIGS[architecture], "vocab_size", len(load_tokenizer("builtin:tiny")))
         tiny_model(architecture).save_pretrained(tmp_path / "model")
         prepare = PREPARE.format(folder=tmp_path, packing=packing) if data == "corpus" else ""
         path = tmp_path / "recipe.yaml"
         head = f"name: packing\nworkspace: {tmp_path / 'run'}\nstages:"
-        path.write_text(head + prepare + TRAIN.format(folder=tmp_path, data=data))
+        path.write_text(head + prepare + TRAIN.format(folder=tmp_path, data=data, variant=variant))
         return path
 
     return write_recipe
@@ -81,3 +82,14 @@ def test_a_folder_of_shards_is_judged_by_its_manifest(write: Write, tmp_path: Pa
 )
 def test_what_the_architecture_takes_passes(write: Write, architecture: str, packing: str) -> None:
     assert len(plan_recipe(write(architecture, packing)).stages) == 2
+
+
+def test_layers_that_should_train_and_are_not_there_are_refused_with_line_and_key(write: Write) -> None:
+    recipe = write("llama", "documents", variant="hylora")
+    for start in (plan_recipe, run_recipe):  # neither begins with the corpus
+        with pytest.raises(RecipeError) as refusal:
+            start(recipe)
+        assert refusal.match(
+            r"recipe.yaml:\d+: stages.tuned.train.hylora.variant: hylora trains 1-D convolutions, but "
+            r"LlamaForCausalLM has none; for a model without convolutions use variant 'lora\+'"
+        )
