@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 from pipelines import storage
 from pipelines.errors import EspanError
+from pipelines.placeholders import is_git_lfs_pointer
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -38,7 +39,6 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
 _LARGEST_HEADER = 100_000_000  # safetensors reads no longer one
@@ -116,7 +116,7 @@ class ModelFiles:
         if not self.sizes[name]:
             raise self.error(name, "is empty; fetch it again")
         head = self.read(name, 0, 256)
-        if head.startswith(_POINTER):
+        if is_git_lfs_pointer(head):
             raise self.error(name, "is a Git LFS pointer; fetch the file with `git lfs pull`")
         if (
             head.removeprefix(_BYTE_ORDER_MARK)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -12,6 +12,7 @@ from pipelines.errors import InvalidKeyError
 from pipelines.listing import Listing, PassedOver, list_files
 from pipelines.needles import NeedleDocuments
 from pipelines.path_keys import Path
+from pipelines.placeholders import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
 from pipelines.prepare.text import known_encoding
@@ -117,15 +118,23 @@ def file_size(file: str) -> int:
 
 def zstd_heads(files: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yields the files that are named as zstd's, and the first bytes of each."""
-    named = [file for file in files if file.casefold().endswith(".zst")]
-    if not named:
+    return _heads([file for file in files if file.casefold().endswith(".zst")], HEAD_BYTES)
+
+
+def git_lfs_pointers(sizes: Mapping[str, int]) -> list[str]:
+    """Returns those of the files that are Git LFS pointers; only small files are looked into."""
+    small = [file for file, size in sizes.items() if 0 < size <= LARGEST_POINTER]
+    return [file for file, head in _heads(small, LARGEST_POINTER) if is_git_lfs_pointer(head)]
+
+
+def _heads(files: Sequence[str], size: int) -> Iterator[tuple[str, bytes]]:
+    """Yields the files of one source and the first bytes of each, at most `size`."""
+    if not files:
         return
-    file_system, _ = storage.filesystem(named[0])
-    paths = [storage.filesystem(file)[1] for file in named]
-    sizes = [HEAD_BYTES] * len(named)
-    yield from zip(
-        named, file_system.cat_ranges(paths, [0] * len(named), sizes, on_error="raise"), strict=True
-    )
+    file_system, _ = storage.filesystem(files[0])
+    paths = [storage.filesystem(file)[1] for file in files]
+    ranges = [0] * len(files), [size] * len(files)
+    yield from zip(files, file_system.cat_ranges(paths, *ranges, on_error="raise"), strict=True)
 
 
 def passed_over_text(found: Sequence[PassedOver]) -> str:

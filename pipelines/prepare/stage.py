@@ -20,7 +20,9 @@ from pipelines.prepare.sources import (
     PathSource,
     Source,
     file_size,
+    git_lfs_pointers,
     passed_over_text,
+    printable,
     zstd_heads,
 )
 from pipelines.stage import CheckContext, Context, Stage
@@ -185,18 +187,22 @@ class PrepareStage(Stage):
         """Returns the size of all source files.
 
         Raises:
-            InvalidKeyError: a source has no file, or nothing in its files.
+            InvalidKeyError: a source has no file, nothing in its files, or a Git LFS pointer among them.
         """
         total = 0
         for ordinal, source in self._path_sources().items():
             key = f"sources.{ordinal}.path"
             try:
-                size = sum(file_size(file) for file in source.files())
+                sizes = {file: file_size(file) for file in source.files()}
             except InvalidKeyError as error:
                 raise InvalidKeyError(key, error.what, error.suggestion) from error
-            if not size:
+            if not any(sizes.values()):
                 raise InvalidKeyError(key, f"every file of '{source.path}' is empty")
-            total += size
+            if pointers := git_lfs_pointers(sizes):
+                more = f" (and so are {len(pointers) - 1:,} more)" if pointers[1:] else ""
+                what = f"{pointers[0]} is a Git LFS pointer{more}; fetch the files with `git lfs pull`"
+                raise InvalidKeyError(key, printable(what))
+            total += sum(sizes.values())
         return total
 
 

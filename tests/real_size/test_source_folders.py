@@ -204,3 +204,17 @@ def test_a_name_that_is_not_utf_8_is_read_and_its_rejects_named(tmp_path: Path) 
     assert texts(items) == ["also fine", "fine"]
     (reject,) = [item for item in items if not hasattr(item, "text")]
     assert reject.file == str(tmp_path / "caf\udce9.jsonl")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_git_lfs_pointer_is_named_and_not_read_as_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / "good.txt").write_text("text")
+    (tmp_path / name).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    )
+    stage = PrepareStage(
+        sources=[PathSource(path=str(tmp_path))], tokenizer="builtin:tiny", sequence_length=8
+    )
+    with pytest.raises(InvalidKeyError, match=rf"{name} is a Git LFS pointer; .*`git lfs pull`") as refusal:
+        stage.check(CheckContext("corpus", str(tmp_path / "run"), 0, str(tmp_path), {}, False))
+    assert refusal.value.key == "sources.0.path"
