@@ -14,6 +14,7 @@ LONGEST_DOCUMENT = 1 << 30
 
 TOO_LONG = f"longer than {LONGEST_DOCUMENT >> 20:,} MiB; cut it into several documents"
 
+_LOOKED_AT = 4096  # bytes of a document, to guess at its encoding
 _BYTE_ORDER_MARK = "\ufeff"
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -78,6 +79,10 @@ def decode(content: bytes, exact: str, asked: str) -> tuple[str, str]:
         UnusableError: the bytes are not valid; it names the first that is not.
     """
     tried = "utf-8" if exact == AUTO_ENCODING else exact
+    if tried == "utf-8" and _looks_like_utf_16(content):
+        raise UnusableError(
+            "it looks like UTF-16 without a byte-order mark: set encoding: utf-16-le (or utf-16-be)"
+        )
     try:
         text = content.decode(tried).removeprefix(_BYTE_ORDER_MARK)
         return text, tried if asked == AUTO_ENCODING else asked
@@ -89,6 +94,15 @@ def decode(content: bytes, exact: str, asked: str) -> tuple[str, str]:
         raise UnusableError(f"not valid {asked}: {error.reason} at byte {error.start}{hint}") from None
     except UnicodeError as error:
         raise UnusableError(f"not valid {asked}: {error}") from None
+
+
+def _looks_like_utf_16(content: bytes) -> bool:
+    """Says whether every other byte is null, as in UTF-16 of Latin script, which is valid UTF-8 as well."""
+    head = content[:_LOOKED_AT]
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # a mark gives a better hint
+        return False
+    even, odd = sorted((head[::2].count(0), head[1::2].count(0)))
+    return odd > len(head) / 4 and even <= odd / 8
 
 
 def usable(text: str) -> str:

@@ -128,6 +128,18 @@ def test_one_line_that_cannot_be_decoded_leaves_the_others(
     assert reason.endswith("at byte 0")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "auto"])
+@pytest.mark.parametrize("wide", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_utf_16_without_a_mark_is_rejected_by_name_and_not_read_as_null_characters(
+    tmp_path: Path, name: str, wide: str, encoding: str
+) -> None:
+    (tmp_path / name).write_bytes('{"text": "plain text"}'.encode(wide))
+    [reject] = read(PathSource(path=str(tmp_path / name), encoding=encoding))
+    assert isinstance(reject, Reject)
+    assert "set encoding: utf-16-le" in reject.reason
+
+
 def test_what_cannot_be_decoded_in_an_array_is_named_by_its_byte(tmp_path: Path) -> None:
     content = json.dumps([{"text": "a"}, {"text": "b"}], indent=1).encode("utf-16-le")
     at = content.index("b".encode("utf-16-le"))
