@@ -21,9 +21,9 @@ import fsspec
 from pipelines.places import filesystem, is_remote
 
 HIDDEN = "hidden, or left behind by another program"
-BROKEN = "a link to nothing"
-LOOP = "a link to a folder around it"
-NO_FILE = "no file"
+BROKEN = "a broken link"
+LOOP = "a link back to a folder that holds it"
+NO_FILE = "not a regular file"
 NOT_SEARCHED = "a folder; end the pattern with /** for what lies in it"
 
 _LEAVINGS = (

@@ -108,9 +108,8 @@ def read_part(source: PathSource | NeedlesSource, part: Part, seed: int) -> Iter
         try:
             yield from _READERS[kind_of(file) or "text"](source, file, part)
         except (*decompress.ERRORS, pa.ArrowException, MemoryError) as error:
-            what = str(error) or type(error).__name__
-            what += "; repair or remove the file"
-            raise EspanError(f"{file}: cannot be read to its end: {what}") from error
+            what = f"cannot be read to its end: {_one_line(error)}; repair or remove the file"
+            raise EspanError(f"{file}: {what}") from error
 
 
 def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator[Part]:
@@ -289,7 +288,11 @@ def _parquet_file(stream: BinaryIO, file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(stream)
     except pa.ArrowException as error:
-        raise EspanError(f"{file}: not a Parquet file: {error}") from error
+        raise EspanError(f"{file}: not a Parquet file ({_one_line(error)}); repair or remove it") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 _READERS = {
