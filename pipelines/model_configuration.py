@@ -86,11 +86,13 @@ def read_configuration(folder: Path) -> PreTrainedConfig:
 
     Wishes for an implementation of attention or of mixtures of experts are left out: the package that they
     name may not be installed here, and the attention is replaced anyway. transformers then chooses itself,
-    `sdpa` where the architecture has it.
+    `sdpa` where the architecture has it. So is a wish for a type of weights, which whoever loads them
+    chooses; some files hold words that torch does not know (`auto`, `torch.bfloat16`).
 
     Raises:
         EspanError: the file is missing, no JSON object, or no configuration that transformers knows.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from se_model.hybrid import Mamba2HybridConfig
@@ -99,8 +101,8 @@ def read_configuration(folder: Path) -> PreTrainedConfig:
     written = _written(path)
     family = Mamba2HybridConfig if written.get("model_type") in _OURS else AutoConfig
     try:
-        configuration: PreTrainedConfig = family.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        configuration: PreTrainedConfig = family.from_pretrained(str(folder), dtype="float32")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise _unreadable(path, error) from error
     # Both setters go down into nested configurations.
     configuration._attn_implementation = None

@@ -199,6 +199,9 @@ def check_model_files(folder: str) -> None:
         config = files.json_object(CONFIG_FILE)
         if "model_type" not in config and not _is_published(config):
             raise files.error(CONFIG_FILE, "names no model_type, so it describes no model; fetch it again")
+        if config.get("quantization_config"):
+            what = "has a quantization_config, and quantized weights cannot be loaded here"
+            raise files.error(CONFIG_FILE, f"{what}; use the checkpoint that they were made from")
     try:
         weights = weights_in(files.sizes, files.json_object)
     except EspanError as error:

@@ -89,6 +89,11 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
             built = skeleton(configuration, stage.attention.build(context.seed))
         except ValueError as error:
             raise InvalidKeyError("model", " ".join(str(error).split())) from error
+        except Exception as error:  # whatever an architecture makes of an odd configuration
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InvalidKeyError(
+                "model", f"its config.json describes no model ({what}); correct it"
+            ) from error
         if stage.hylora is not None:
             try:
                 check_kinds(built, stage.hylora.build())

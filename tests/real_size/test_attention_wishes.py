@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.errors import EspanError
 from pipelines.model_configuration import read_configuration
 from pipelines.models import load_model, resolve_model
+from pipelines.weight_files import check_model_files
 from tests.se_model.tiny_models import tiny_model
 
 WISHES = [
@@ -19,6 +21,9 @@ WISHES = [
     {"attn_implementation": "kernels-community/flash-attn2"},
     {"attn_implementation": "an attention of a later version"},
     {"experts_implementation": "an implementation of a later version"},
+    {"dtype": "auto", "torch_dtype": "auto"},
+    {"dtype": "torch.bfloat16"},
+    {"dtype": None, "torch_dtype": 5},
 ]
 
 
@@ -45,3 +50,23 @@ def test_wishes_in_nested_configurations_are_left_out_too(tmp_path: Path) -> Non
     configuration = read_configuration(tmp_path)
     assert configuration._attn_implementation is None
     assert configuration.text_config._attn_implementation is None
+
+
+@pytest.mark.parametrize("broken", [{"hidden_size": -1}, {"num_attention_heads": "four"}], ids=str)
+def test_a_configuration_that_contradicts_itself_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | broken))
+    with pytest.raises(
+        EspanError, match=rf"config.json cannot be read: .*{next(iter(broken)).split('_')[0]}"
+    ):
+        read_configuration(tmp_path)
+
+
+def test_quantized_weights_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
+    with pytest.raises(EspanError, match=r"config.json has a quantization_config, .*; use the checkpoint"):
+        check_model_files(str(tmp_path))

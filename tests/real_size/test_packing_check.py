@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +94,14 @@ def test_layers_that_should_train_and_are_not_there_are_refused_with_line_and_ke
             r"recipe.yaml:\d+: stages.tuned.train.hylora.variant: hylora trains 1-D convolutions, but "
             r"LlamaForCausalLM has none; for a model without convolutions use variant 'lora\+'"
         )
+
+
+def test_a_configuration_that_no_model_can_be_built_from_is_refused(write: Write, tmp_path: Path) -> None:
+    recipe = write("llama", "documents")
+    config = tmp_path / "model" / "config.json"
+    rope = {"rope_parameters": {"rope_type": "of a later version", "rope_theta": 1e4, "factor": 2.0}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | rope))
+    with pytest.raises(
+        RecipeError, match=r"tuned.train.model: its config.json describes no model \(KeyError"
+    ):
+        plan_recipe(recipe)
