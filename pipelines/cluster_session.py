@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,8 +153,12 @@ def _set_environment() -> None:
 
 def _named_switches() -> str:
     """Returns the end of a line that names the variables of Ray's that somebody else set."""
-    named = ", ".join(name for name in ray_switches() if name not in _SET_HERE)
+    named = _switches()
     return f"; unset what is not meant for this machine: {named}" if named else ""
+
+
+def _switches() -> str:
+    return ", ".join(name for name in ray_switches() if name not in _SET_HERE)
 
 
 def _connect(address: str) -> None:
@@ -181,6 +186,9 @@ def _connect(address: str) -> None:
         os.environ.pop(name, None)
     if problem := temporary_folder_problem():
         raise EspanError(f"Ray cannot start: {problem}")
+    if named := _switches():
+        # Before Ray reads them: of some, a value that it cannot read ends the process without a word.
+        print(f"Ray starts with settings from the environment: {named}", file=sys.stderr, flush=True)
     try:
         _start(quiet)
     except Exception as error:

@@ -96,7 +96,7 @@ def test_a_run_trains_amid_leftovers_and_ends_whole_when_its_terminal_does(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= LEFTOVERS | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
     environment |= dict.fromkeys(surroundings.PROXIES, f"http://127.0.0.1:{dead_port}")
-    environment |= {"RAY_TRAIN_V2_ENABLED": "0", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"RAY_TRAIN_V2_ENABLED": "0", "CUDA_VISIBLE_DEVICES": "", "RAY_task_retry_delay_ms": "10"}
     # A head that was announced here and is gone.
     announced = tmp_path.parent.parent / "t" / "ray" / "ray_current_cluster"
     announced.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +124,7 @@ def test_a_run_trains_amid_leftovers_and_ends_whole_when_its_terminal_does(
                 each.kill()
     assert len(trained) >= 2, printed
     assert process.returncode == 128 + signal.SIGHUP, printed
+    assert "Ray starts with settings from the environment: RAY_task_retry_delay_ms\n" in printed
     assert "stopped by SIGHUP; run the same command again to go on from there" in printed
     assert [each.name() for each in alive] == []
     assert len(gone) >= 6  # Ray's own processes, the controller, two workers
