@@ -1,10 +1,13 @@
-"""What must be settled before anything is imported."""
+"""What must be settled before anything is imported, and left behind by nobody."""
 
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -20,3 +23,13 @@ if "ESPAN_CACHE" not in os.environ:
 if not torch.cuda.is_available():
     # triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left_behind() -> Iterator[None]:
+    """Ends the Ray that a module's tests started in this process: the next module begins without one."""
+    yield
+    if (sessions := sys.modules.get("pipelines.cluster_session")) is not None:
+        sessions.close_ray_session()
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()

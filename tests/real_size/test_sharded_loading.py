@@ -68,6 +68,7 @@ def job_for(model: Path, corpus: Path, zero: int) -> TrainJob:
             "tokens_per_step": 256,
             "learning_rate": 1e-3,
             "workers": WORKERS,
+            "precision": "fp32",
             "deepspeed": {"zero": zero},
         }
     )
