@@ -102,7 +102,7 @@ def _parts_text(stage: TrainStage, parts: Parts, device: Device) -> str:
     if device.memory is not None:
         sharing = f" for {stage.workers} workers" if device.local and stage.workers > 1 else ""
         there = f" of {bytes_text(device.memory)}{sharing} ({device.name})"
-    text = f"{bytes_text(parts.total)} a worker{there}, {parts.moment}: {parts}"
+    text = f"{bytes_text(parts.total)} a worker{there}, at its peak {parts.moment}: {parts}"
     if _fits(stage, parts, device):
         return text
     return f"{text}; too much to train here: needs a cluster (RAY_ADDRESS)"
