@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -36,6 +37,14 @@ LEFTOVERS = {
     **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1"},
     **{"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "DS_ACCELERATOR": "cuda"},
 }
+
+
+@pytest.fixture(autouse=True)
+def hangups_end_processes() -> Iterator[None]:
+    """Also where the tests run under nohup, whose processes would ignore them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -164,13 +173,19 @@ def test_only_a_process_group_keeps_the_ranks_it_was_made_from(monkeypatch: pyte
     assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets below it; pytest's own may not be."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 def test_the_longest_folder_for_temporary_files_is_the_longest_that_holds_rays_sockets(
-    variable: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, no_session: None
+    variable: str, short_folder: Path, monkeypatch: pytest.MonkeyPatch, no_session: None
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    base = tmp_path_factory.mktemp("t")
-    fits = None
+    base, fits = short_folder, None
     for length in range(len(str(base)) + 2, 120):
         folder = base / ("x" * (length - len(str(base)) - 1))
         folder.mkdir()

@@ -38,7 +38,8 @@ NEEDLES = {"needles": {"tokens": 50, "needles": 2, "questions": 1}, "documents":
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of two cores, with this process connected to it."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    started = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # By its address: without one Ray joins a head that another process of this machine announced.
+    started = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield started.address_info["address"]
     close_ray_session()
     ray.shutdown()
@@ -185,7 +186,8 @@ import ray
 from pipelines.prepare.stage import PrepareStage, run
 from pipelines.stage import Context
 keys, output, address, cpus = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-options = {"address": address} if address else {"num_cpus": int(cpus), "include_dashboard": False}
+own = {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}
+options = {"address": address} if address else own
 ray.init(**options, log_to_driver=False, logging_level="error")
 run(PrepareStage.model_validate(keys), Context("corpus", output, 17, {}, output, recipe=None))
 """
