@@ -13,8 +13,8 @@ help:  ## show this list
 run: $(VENV)/.installed  ## install, then run the quickstart: corpus to scores to export, on this machine
 	$(BIN)/espan run pipelines/recipes/quickstart.yaml
 
-test: $(VENV)/.installed-dev  ## run the tests, two files at a time
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+test: $(VENV)/.installed-dev  ## run the tests in two processes, of which one starts clusters
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
 
 check: lint types contracts infra test  ## everything CI runs: lint, types, import contracts, Terraform, tests
 

@@ -6,9 +6,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+TESTS = Path(__file__).parent
+STARTS_CLUSTERS = ("cluster", "pipelines", "real_size", "s3", "tuning")
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Test processes share the cores: with a thread per core in each of them they would wait for each other.
@@ -23,6 +27,17 @@ if "ESPAN_CACHE" not in os.environ:
 if not torch.cuda.is_available():
     # triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals tests to processes: those that may start Ray to one, so that one cluster starts at a time.
+
+    Several would starve each other of the cores until their start times out. All others go by file.
+    """
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(pytest.mark.xdist_group("clusters" if folder in STARTS_CLUSTERS else str(item.path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
