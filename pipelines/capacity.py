@@ -167,9 +167,11 @@ def with_node_types(nodes: Iterable[Mapping[str, Any]], types: AutoscalerTypes) 
         )
         for node in up[name][:1]:  # what a node turned out to have says more than what was written
             (actual,) = _groups([node])
-            known = replace(
-                known, resources=actual.resources, accelerator=actual.accelerator or known.accelerator
-            )
+            resources = dict(actual.resources)
+            if known.resources and "memory" not in known.resources:
+                # The autoscaler starts no further node for a resource that its configuration leaves out.
+                resources.pop("memory", None)
+            known = replace(known, resources=resources, accelerator=actual.accelerator or known.accelerator)
         found.append(replace(known, scaled=name != types.head))
     return Capacity(
         (*found, *_groups(others)), local=False, most_scaled=types.most_workers, unknown=types.unknown
