@@ -40,6 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("clusters" if folder in STARTS_CLUSTERS else str(item.path)))
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Takes back what a test, or a library in it, set in the environment: accelerate leaves ranks there."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_left_behind() -> Iterator[None]:
     """Ends the Ray that a module's tests started in this process: the next module begins without one."""

@@ -129,7 +129,7 @@ def test_what_does_not_fit_its_gpus_is_refused_with_the_key_that_makes_it_fit(fo
     accepted = plan(folder, "precision: fp32", "gpu: {memory: 24GiB}", advice)
     assert accepted.returncode == 0, accepted.stderr
     assert re.search(
-        r"memory: [\d.]+ GiB a worker of 24\.0 GiB \(a GPU \(gpu\.memory\)\), in ", accepted.stdout
+        r"memory: [\d.]+ GiB a worker of 24\.0 GiB \(a GPU \(gpu\.memory\)\), at its peak ", accepted.stdout
     )
     assert "host memory: about" in accepted.stdout
 

@@ -1,5 +1,6 @@
 """A tiny corpus, a tiny model, and worker processes joined by gloo, without Ray."""
 
+import atexit
 import multiprocessing
 import os
 import socket
@@ -112,8 +113,11 @@ def join_process_group(rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}.items():
-        os.environ[name] = str(value)  # DeepSpeed reads them
+
+
+def ranks_for_deepspeed(rank: int, size: int) -> dict[str, str]:
+    """The variables from which DeepSpeed takes who it is."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
 
 
 def free_port() -> int:
@@ -122,17 +126,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def alone() -> Iterator[Group]:
-    """A group of one worker: this process."""
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Group:
+    """A group of one worker: this process, which stays in it, since DeepSpeed cannot join another.
+
+    What says so in the environment goes after the test: others would take it for a launcher's.
+    """
     import torch.distributed
 
-    if torch.distributed.is_initialized():  # for a test elsewhere that takes this fixture, too
-        yield cpu_group(0, 1)
-        return
-    join_process_group(0, 1, free_port())
-    yield cpu_group(0, 1)
-    torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        join_process_group(0, 1, free_port())
+        atexit.register(torch.distributed.destroy_process_group)
+    for name, value in ranks_for_deepspeed(0, 1).items():
+        monkeypatch.setenv(name, value)
+    return cpu_group(0, 1)
 
 
 class Workers:
@@ -170,6 +177,7 @@ def two_workers() -> Iterator[Workers]:
 
 def _serve(connection: Connection, rank: int, size: int, port: int) -> None:
     join_process_group(rank, size, port)
+    os.environ |= ranks_for_deepspeed(rank, size)
     while True:
         function, arguments = connection.recv()
         try:
