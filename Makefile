@@ -14,7 +14,7 @@ run: $(VENV)/.installed  ## install, then run the quickstart: corpus to scores t
 	$(BIN)/espan run pipelines/recipes/quickstart.yaml
 
 test: $(VENV)/.installed-dev  ## run the tests in two processes, of which one starts clusters
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -q --numprocesses 2
 
 check: lint types contracts infra test  ## everything CI runs: lint, types, import contracts, Terraform, tests
 
