@@ -16,8 +16,8 @@ from benchmarks.run import Plan, own_failures, run
 from benchmarks.settings import PRESETS
 from benchmarks.tables import left_out_lines, table
 from benchmarks.targets import target_table, verdicts
-from pipelines.machine import cpu_count
-from pipelines.storage import write_json_atomic
+from pipelines.system.machine import cpu_count
+from pipelines.system.storage import write_json_atomic
 
 RESULTS = Path(__file__).parent / "results"
 NOTES = Console(stderr=True)

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.arithmetic import causal_pairs, moba_pairs, nsa_pairs, pair_flops, window_pairs
 from benchmarks.peers import Call, LeftOut, Peer
 from benchmarks.settings import Setting
-from pipelines.machine import GIB, bytes_text
+from pipelines.system.machine import GIB, bytes_text
 from se_model.span.flash_package import has_flash_attn
 
 REFERENCE = "SDPA full"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.settings import Setting
-from pipelines.machine import available_memory, bytes_text
+from pipelines.system.machine import available_memory, bytes_text
 
 # Of the free memory; the rest is for what an allocator or a library keeps for itself.
 USABLE = 0.9

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import jobs
-from pipelines.disk import write_problem
 from pipelines.errors import EspanError, InterruptedRunError, RecipeError
 from pipelines.registry import declare
+from pipelines.system.disk import write_problem
 
 if TYPE_CHECKING:
-    from pipelines.run import RunSummary
+    from pipelines.run.runner import RunSummary
 
 FAILED, WRONG_RECIPE = 1, 2
 
@@ -50,9 +50,9 @@ SettingsOption = Annotated[
 @app.command()
 def run(recipe: RecipeArgument, settings: SettingsOption = None) -> None:
     """Run a recipe here; skips the stages that are finished and goes on with one that is not."""
-    from pipelines.recipe import find_recipe
-    from pipelines.run import run_recipe
-    from pipelines.variables import parse_settings
+    from pipelines.recipe.parse import find_recipe
+    from pipelines.recipe.variables import parse_settings
+    from pipelines.run.runner import run_recipe
 
     show_run(run_recipe(find_recipe(recipe), parse_settings(settings or [])))
 
@@ -60,9 +60,9 @@ def run(recipe: RecipeArgument, settings: SettingsOption = None) -> None:
 @app.command()
 def plan(recipe: RecipeArgument, settings: SettingsOption = None) -> None:
     """Show what a recipe would do: stages, shapes and memory; refuses what cannot work."""
-    from pipelines.plan import plan_recipe
-    from pipelines.recipe import find_recipe
-    from pipelines.variables import parse_settings
+    from pipelines.recipe.parse import find_recipe
+    from pipelines.recipe.variables import parse_settings
+    from pipelines.run.plan import plan_recipe
 
     planned = plan_recipe(find_recipe(recipe), parse_settings(settings or []))
     print(f"{planned.name}: workspace {planned.workspace}")
@@ -78,11 +78,11 @@ def report(
     settings: SettingsOption = None,
 ) -> None:
     """Write a run's report from what is finished, and print its path."""
-    from pipelines import storage
-    from pipelines.recipe import read_recipe
+    from pipelines.recipe.parse import read_recipe
+    from pipelines.recipe.variables import parse_settings
     from pipelines.report import build
-    from pipelines.variables import parse_settings
-    from pipelines.workspace import workspace_of
+    from pipelines.run.workspace import workspace_of
+    from pipelines.system import storage
 
     workspace = run_folder
     if run_folder.endswith((".yaml", ".yml")):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from cluster.tokens import HOW_TO_GIVE_A_TOKEN, Token, find_token
 from pipelines.errors import EspanError
-from pipelines.surroundings import proxy_for, reach_loopback_directly
+from pipelines.system.surroundings import proxy_for, reach_loopback_directly
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from pipelines.cluster_session import address_problem
-from pipelines.machine import GIB, available_memory, bytes_text, cpu_count, free_disk, total_memory
-from pipelines.surroundings import (
+from pipelines.system.cluster_session import address_problem
+from pipelines.system.machine import GIB, available_memory, bytes_text, cpu_count, free_disk, total_memory
+from pipelines.system.surroundings import (
     leftovers,
     open_file_limit,
     proxy_variable,

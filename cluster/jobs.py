@@ -22,8 +22,8 @@ from cluster.connection import connect, explained, head_address
 from cluster.job_logs import POLL_SECONDS, follow, write_to_stdout
 from cluster.working_dir import MEBIBYTE, pack_working_dir
 from pipelines.errors import EspanError, did_you_mean, nearest
-from pipelines.recipe import find_recipe, read_recipe, shipped_recipes
-from pipelines.variables import parse_settings
+from pipelines.recipe.parse import find_recipe, read_recipe, shipped_recipes
+from pipelines.recipe.variables import parse_settings
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InvalidKeyError, nearest
-from pipelines.stage import CheckContext, Context, Stage
+from pipelines.recipe.keys.section import CheckContext, Context, Stage
 
 # A runner takes its own subclass of Stage; Callable is contravariant in its arguments, so Any stands for it.
 Runner = Callable[[Any, Context], Mapping[str, Any]]

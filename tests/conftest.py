@@ -60,7 +60,7 @@ def environment_as_it_was() -> Iterator[None]:
 def no_ray_left_behind() -> Iterator[None]:
     """Ends the Ray that a module's tests started in this process: the next module begins without one."""
     yield
-    if (sessions := sys.modules.get("pipelines.cluster_session")) is not None:
+    if (sessions := sys.modules.get("pipelines.system.cluster_session")) is not None:
         sessions.close_ray_session()
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from pipelines import storage
-from pipelines.capacity import cluster_capacity
-from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
-from pipelines.progress import Task
-from pipelines.stage import Context
+from pipelines.recipe.keys.section import Context
+from pipelines.system import storage
+from pipelines.system.capacity import cluster_capacity
+from pipelines.system.cluster_session import ray_session
+from pipelines.system.progress import Task
+from pipelines.system.worker_resources import check_room
 from pipelines.train.failures import final_failure, restart_mends
-from pipelines.worker_resources import check_room
 from tuning.study import StudyStage
 from tuning.trials import TRIAL_FILE, Outcome, Trial, read_outcome, run_trial
 

@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from pipelines.attention import Attention, FullSection
-from pipelines.bos import BosKey
 from pipelines.errors import InvalidKeyError
-from pipelines.evaluate.stage import EvaluateStage, PerplexitySection, RecallSection
-from pipelines.path_keys import Reference
-from pipelines.precision import Precision
-from pipelines.stage import CheckContext, EarlierStage, Section, Stage
-from pipelines.train.stage import TrainStage
+from pipelines.evaluate.check import EvaluateStage, PerplexitySection, RecallSection
+from pipelines.models.bos import BosKey
+from pipelines.recipe.keys.attention import Attention, FullSection
+from pipelines.recipe.keys.section import CheckContext, EarlierStage, Section, Stage
+from pipelines.recipe.path_keys import Reference
+from pipelines.system.precision import Precision
+from pipelines.train.check import TrainStage
 
 TRAINED = "trained"
 """What a trial's evaluation calls the model that the trial trained."""

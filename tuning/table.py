@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import storage
+from pipelines.system import storage
 
 FORMAT = "espan-study/1"
 RESULTS_FILE, TABLE_FILE = "results.json", "table.md"

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines import storage
-from pipelines.evaluate.stage import run as run_evaluation
-from pipelines.progress import Progress
-from pipelines.stage import Context, StageOutput
-from pipelines.train.stage import TrainStage
-from pipelines.train.stage import run as run_training
+from pipelines.evaluate.check import run as run_evaluation
+from pipelines.recipe.keys.section import Context, StageOutput
+from pipelines.system import storage
+from pipelines.system.progress import Progress
+from pipelines.train.check import TrainStage
+from pipelines.train.check import run as run_training
 from tuning.study import TRAINED, Scoring
 
 TRIAL_FILE = "trial.json"

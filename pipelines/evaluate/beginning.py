@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.bos import Choice
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models import ModelSource, resolve_model
+from pipelines.models.bos import Choice
+from pipelines.models.references import ModelSource, resolve_model
+from pipelines.models.tokenizer_answers import bos_of, bos_text_of, token_of
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
-from pipelines.tokenizer_answers import bos_of, bos_text_of, token_of
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.stage import EvaluateStage
-    from pipelines.stage import CheckContext
+    from pipelines.evaluate.check import EvaluateStage
+    from pipelines.recipe.keys.section import CheckContext
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ import ray
 import torch
 from torch import nn
 
-from pipelines.attention import Attention
-from pipelines.devices import check_devices, find_device
 from pipelines.errors import EspanError
 from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
-from pipelines.models import ModelSource, load_model
-from pipelines.needles import RecallSample, recall_prompt
-from pipelines.precision import multiply_in_float32
-from pipelines.progress import Progress
-from pipelines.tokenizers import load_tokenizer
+from pipelines.models.references import ModelSource, load_model
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.needles.compose import RecallSample, recall_prompt
+from pipelines.recipe.keys.attention import Attention
+from pipelines.system.devices import check_devices, find_device
+from pipelines.system.precision import multiply_in_float32
+from pipelines.system.progress import Progress
 from se_model import attach
 
 

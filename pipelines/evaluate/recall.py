@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipelines.needles import RecallSample
+from pipelines.needles.compose import RecallSample
 from se_model.loss import head_of
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines import storage
 from pipelines.errors import EspanError
+from pipelines.system import storage
 
 SCORES_FILE = "scores.json"
 SAMPLES_FILE = "samples.jsonl"

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.needles import RecallTask
+from pipelines.needles.compose import RecallTask
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 import se_model
-from pipelines import assets
 from pipelines.evaluate.scores import Scores
-from pipelines.export.stage import ExportStage, Form
-from pipelines.hub import split_reference
-from pipelines.lineage import code_version, dependency_versions
-from pipelines.model_files import is_place
-from pipelines.models import ModelSource
-from pipelines.stage import Context
+from pipelines.export.check import ExportStage, Form
+from pipelines.models import builtin
+from pipelines.models.files import is_place
+from pipelines.models.hub import split_reference
+from pipelines.models.references import ModelSource
+from pipelines.recipe.keys.section import Context
+from pipelines.run.lineage import code_version, dependency_versions
 
 _FOLDER = "path/to/this/folder"
 _VERSIONS = ("python", "torch", "transformers", "peft", "expansion-span")
@@ -62,7 +62,7 @@ def _front_matter(form: Form, source: ModelSource) -> str:
         "library_name": "transformers" if form == "merged" else "peft",
         "pipeline_tag": "text-generation",
     }
-    if not is_place(source.base) and not assets.is_builtin(source.base):
+    if not is_place(source.base) and not builtin.is_builtin(source.base):
         fields["base_model"] = split_reference(source.base)[0]
     fields["tags"] = ["long-context", "expansion-span", "state-space-model"]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
@@ -91,12 +91,12 @@ def _use(form: Form, source: ModelSource, model_class: str) -> str:
     family = model_class if own else "AutoModelForCausalLM"
     tokenizer = ["AutoTokenizer"] if source.tokenizer is not None else []
     from_transformers = ", ".join([*([] if own else [family]), *tokenizer])
-    builtin = form == "adapter" and assets.is_builtin(source.base)
+    ships = form == "adapter" and builtin.is_builtin(source.base)
     lines = [
         *(["from peft import PeftModel"] if form == "adapter" else []),
         *([f"from transformers import {from_transformers}"] if from_transformers else []),
         *([f"from se_model import {family}"] if own else []),
-        *(["from pipelines.assets import builtin"] if builtin else []),
+        *(["from pipelines.models.builtin import builtin"] if ships else []),
         "",
     ]
     if form == "merged":
@@ -111,7 +111,7 @@ def _use(form: Form, source: ModelSource, model_class: str) -> str:
 
 def _from(base: str) -> str:
     """Returns the arguments of `from_pretrained` for a base model, as Python."""
-    if assets.is_builtin(base):
+    if builtin.is_builtin(base):
         return f'builtin("{base}")'
     name, revision = (base, "") if is_place(base) else split_reference(base)
     return f'"{name}", revision="{revision}"' if f"@{revision}" in base else f'"{name}"'

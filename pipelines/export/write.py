@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines import storage
-from pipelines.bos import own_bos
 from pipelines.errors import EspanError
 from pipelines.export.card import Check, model_card
-from pipelines.export.stage import ExportStage, Form
-from pipelines.hub import split_reference
-from pipelines.loading import Opened, open_adapted, open_base
-from pipelines.merging import stored_dtype, write_merged
-from pipelines.model_files import is_place, local_folder
-from pipelines.models import ModelSource, load_model, resolve_model
-from pipelines.plain_path import plain_path
-from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
-from pipelines.weights.streamed import streamed_logits
+from pipelines.export.check import ExportStage, Form
+from pipelines.models.bos import own_bos
+from pipelines.models.files import is_place, local_folder
+from pipelines.models.hub import split_reference
+from pipelines.models.loading import Opened, open_adapted, open_base
+from pipelines.models.merging import stored_dtype, write_merged
+from pipelines.models.references import ModelSource, load_model, resolve_model
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.models.weights.streamed import streamed_logits
+from pipelines.recipe.keys.section import Context
+from pipelines.system import storage
+from pipelines.system.plain_path import plain_path
 
 PROBE_ROWS, PROBE_TOKENS = 4, 64
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -6,7 +6,7 @@ what and when, memory is bounded whatever the corpus' size, and an interrupted r
 part or shard.
 """
 
-from pipelines.prepare.stage import PrepareStage, run
+from pipelines.prepare.check import PrepareStage, run
 from pipelines.registry import StageKind, register
 
 KIND = register(StageKind("prepare", PrepareStage, run))

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from pipelines.machine import bytes_text
+from pipelines.system.machine import bytes_text
 
 LARGEST_WINDOW = 1 << 31
 """Bytes; the most that zstd itself reads (`zstd --long=31`)."""

@@ -7,8 +7,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
+from pipelines.system.cluster_session import ray_session
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -23,8 +23,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines import storage
 from pipelines.prepare.shards import ShardEntry
+from pipelines.system import storage
 
 
 class PartSummary(BaseModel):

@@ -14,9 +14,8 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
 from pipelines.errors import EspanError
-from pipelines.needles import needle_document
+from pipelines.needles.compose import needle_document
 from pipelines.prepare import decompress, records
 from pipelines.prepare.columns import check_column, contents
 from pipelines.prepare.formats import kind_of
@@ -32,6 +31,7 @@ from pipelines.prepare.text import (
     line_end,
     usable,
 )
+from pipelines.system import storage
 
 _PARQUET_ROWS = 64  # read at a time; documents may be long
 _BLOCK = 1 << 20

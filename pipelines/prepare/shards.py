@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines import node_cache, storage
 from pipelines.errors import EspanError
+from pipelines.system import node_cache, storage
 
 MANIFEST = "manifest.json"
 Packing = Literal["documents", "concatenate"]
@@ -215,7 +215,7 @@ class ShardReader:
     """Random access to the rows of a finished folder of shards, without copying: files are memory-mapped.
 
     Shards of a remote folder are downloaded when first used, checked against their SHA-256 and kept in
-    `cache`, where other readers on the machine find them (see `pipelines.node_cache`).
+    `cache`, where other readers on the machine find them (see `pipelines.system.node_cache`).
 
     Args:
         folder: a path or an fsspec URL.

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from pipelines import storage
 from pipelines.errors import InvalidKeyError
-from pipelines.listing import Listing, PassedOver, list_files
-from pipelines.needles import NeedleDocuments
-from pipelines.path_keys import Path
-from pipelines.placeholders import LARGEST_POINTER, is_git_lfs_pointer
+from pipelines.needles.compose import NeedleDocuments
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
 from pipelines.prepare.text import known_encoding
-from pipelines.stage import Section
+from pipelines.recipe.keys.section import Section
+from pipelines.recipe.path_keys import Path
+from pipelines.system import storage
+from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
+from pipelines.system.listing import Listing, PassedOver, list_files
 
 Weight = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 
@@ -31,7 +31,7 @@ class PathSource(Section):
 
     Attributes:
         path: a file, a folder (everything below it whose ending is known) or a pattern; a path or an fsspec
-            URL. See `pipelines.listing`.
+            URL. See `pipelines.system.listing`.
         text: the field of a JSON object or Parquet row that holds the document.
         weight: this source's share of all drawn tokens, see `PrepareStage`.
         encoding: of text and JSON: any of Python's, or `auto`: by the byte-order mark, else UTF-8 and, where

@@ -16,7 +16,6 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from pipelines import storage
 from pipelines.prepare.parts import (
     PartSummary,
     atomic_stream,
@@ -27,6 +26,7 @@ from pipelines.prepare.parts import (
 )
 from pipelines.prepare.read import Document, Part, Reject, read_part
 from pipelines.prepare.sources import NeedlesSource, PathSource
+from pipelines.system import storage
 
 _BATCH_CHARACTERS = 1 << 18  # tokenising takes some 250 bytes of memory for each character
 _LEAD_CHARACTERS = 32  # read again before each stretch of a long text but the first

@@ -8,7 +8,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.prepare.parts import (
     ShardSummary,
@@ -19,6 +18,7 @@ from pipelines.prepare.parts import (
     write_summary,
 )
 from pipelines.prepare.shards import Packing, ShardEntry, Split, write_shard
+from pipelines.system import storage
 
 PLAN_COLUMNS = 4
 """A plan's columns, one segment a line, in the order in which rows hold them: the row within the shard, the

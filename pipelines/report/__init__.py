@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run."""
 
 from pipelines.registry import StageKind, register
-from pipelines.report.stage import ReportStage, build, run
+from pipelines.report.run import ReportStage, build, run
 
 __all__ = ["KIND", "ReportStage", "build", "run"]
 

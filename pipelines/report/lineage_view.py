@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import yaml
 
-from pipelines.machine import bytes_text
 from pipelines.report.blocks import Code, Row, Section, Table, TableRow
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import compact, duration
+from pipelines.system.machine import bytes_text
 
 _DECISIVE = (
     "python",

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from pipelines import storage
 from pipelines.prepare.shards import Manifest, holdout_folder, read_manifest
 from pipelines.report.blocks import Block, Heading, Row, Section, Table, TableRow
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import compact, count, percent, scientific, words
+from pipelines.system import storage
 
 TABLE_FILE = "table.md"
 

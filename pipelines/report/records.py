@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import storage
 from pipelines.errors import EspanError
-from pipelines.lineage import FINISHED, STARTED, read_record
 from pipelines.registry import stage_kind, stage_kinds
+from pipelines.run.lineage import FINISHED, STARTED, read_record
+from pipelines.system import storage
 
 
 @dataclass(frozen=True)

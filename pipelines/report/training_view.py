@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import storage
 from pipelines.report import charts
 from pipelines.report.blocks import Block, Chart, Heading, Row, Section, Table, TableRow, Tile
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import count, duration, percent, short, words
-from pipelines.train.metrics import METRICS_FILE, read_metrics
+from pipelines.system import storage
+from pipelines.train.worker.metrics import METRICS_FILE, read_metrics
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -7,8 +7,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 
-from pipelines.disk import write_problem
 from pipelines.errors import EspanError
+from pipelines.system.disk import write_problem
 
 _CONNECTION_TEXT = re.compile(
     r"\bgloo\b|\bNCCL\b|\bnccl[A-Z]|TCPStore|Connection (?:closed|reset|refused)|Broken pipe|Socket Timeout",

@@ -5,21 +5,21 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from pipelines import storage
-from pipelines.bos import own_bos
 from pipelines.errors import EspanError
-from pipelines.merging import merge_into
-from pipelines.models import MODEL_FILE, ModelSource, resolve_model, write_model_file
-from pipelines.path_keys import TOKENIZER
-from pipelines.precision import Choice, Settled, choose_precision
+from pipelines.models.bos import own_bos
+from pipelines.models.merging import merge_into
+from pipelines.models.references import MODEL_FILE, ModelSource, resolve_model, write_model_file
+from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import read_manifest
-from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
-from pipelines.train.checkpoints import CheckpointStore
-from pipelines.train.config import NewModel
-from pipelines.train.stage import TrainStage
+from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.train import NewModel
+from pipelines.recipe.path_keys import TOKENIZER
+from pipelines.system import storage
+from pipelines.system.precision import Choice, Settled, choose_precision
+from pipelines.system.worker_resources import Reservation
+from pipelines.train.check import TrainStage
 from pipelines.train.tokenizer import refuse_other_tokenizer
-from pipelines.worker_resources import Reservation
+from pipelines.train.worker.checkpoints import CheckpointStore
 
 MODEL_FOLDER = "model"
 BASE_FOLDER = "base"

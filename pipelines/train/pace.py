@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines import storage
-from pipelines.lineage import STARTED, read_record
-from pipelines.train.metrics import METRICS_FILE, read_metrics
+from pipelines.run.lineage import STARTED, read_record
+from pipelines.system import storage
+from pipelines.train.worker.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
-    from pipelines.stage import CheckContext
-    from pipelines.train.stage import TrainStage
-    from pipelines.worker_resources import Reservation
+    from pipelines.recipe.keys.section import CheckContext
+    from pipelines.system.worker_resources import Reservation
+    from pipelines.train.check import TrainStage
 
 RECENT = 50
 """A pace is the median of so many records at most, the newest."""
@@ -121,8 +121,8 @@ def _alike(stage: TrainStage, context: CheckContext) -> bool:
 
 
 def _checkpointed(context: CheckContext) -> int:
-    from pipelines.train.checkpoints import CheckpointStore
     from pipelines.train.job import CHECKPOINTS_FOLDER
+    from pipelines.train.worker.checkpoints import CheckpointStore
 
     newest = CheckpointStore(storage.join(context.output, CHECKPOINTS_FOLDER)).newest()
     return newest.state.step if newest else 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models import resolve_model
+from pipelines.models.references import resolve_model
+from pipelines.models.tokenizer_answers import identity_of
+from pipelines.models.tokenizers import pinned
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
-from pipelines.stage import CheckContext
-from pipelines.tokenizer_answers import identity_of
-from pipelines.tokenizers import pinned
-from pipelines.train.architecture import described_model
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.train.plan.architecture import described_model
 
 if TYPE_CHECKING:
-    from pipelines.train.stage import TrainStage
+    from pipelines.train.check import TrainStage
 
 
 def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:

@@ -62,7 +62,7 @@ def test_a_bug_is_one_line_unless_the_traceback_is_asked_for(
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("pipelines.plan.read_recipe", broken)
+    monkeypatch.setattr("pipelines.run.plan.read_recipe", broken)
     (tmp_path / "r.yaml").touch()
     code, _, errors = call(monkeypatch, capsys, "plan", str(tmp_path / "r.yaml"))
     assert (code, errors) == (1, "espan: unexpected KeyError: 'x'; ESPAN_TRACEBACK=1 shows where\n")

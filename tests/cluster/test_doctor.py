@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import doctor
-from pipelines.machine import GIB
+from pipelines.system.machine import GIB
 
 
 def test_a_machine_that_runs_these_tests_lacks_nothing_essential(tmp_path: Path) -> None:

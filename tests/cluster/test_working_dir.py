@@ -21,7 +21,7 @@ def travelling(root: Path) -> set[str]:
 
 
 def test_environments_histories_caches_and_runs_stay_behind(tmp_path: Path) -> None:
-    kept = {"pyproject.toml", "pipelines/run.py", "pipelines/recipes/quickstart.yaml", ".ci/run"}
+    kept = {"pyproject.toml", "pipelines/run/runner.py", "pipelines/recipes/quickstart.yaml", ".ci/run"}
     left = [
         ".git/HEAD",
         ".venv/bin/python",

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines import storage
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.recipe.keys.section import ALL_EARLIER, CheckContext, Context, Section, Stage
 from pipelines.registry import StageKind, register
-from pipelines.stage import ALL_EARLIER, CheckContext, Context, Section, Stage
+from pipelines.system import storage
 
 
 class NumberStage(Stage):

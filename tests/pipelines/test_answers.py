@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from pipelines import answers, installed
-from pipelines.answers import remembered
-from pipelines.model_configuration import Described
-from pipelines.node_cache import VARIABLE
-from pipelines.tokenizer_answers import bos_of, bos_text_of, check_remembered, identity_of
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
-from pipelines.train.memory.count import Counted, Rows
-from pipelines.train.stage import TrainStage
+from pipelines.models.configuration import Described
+from pipelines.models.tokenizer_answers import bos_of, bos_text_of, check_remembered, identity_of
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.system import answers, installed
+from pipelines.system.answers import remembered
+from pipelines.system.node_cache import VARIABLE
+from pipelines.train.check import TrainStage
+from pipelines.train.plan.memory.count import Counted, Rows
 from tests.pipelines.train.conftest import SPAN
 
 LLAMA: dict[str, Any] = {
@@ -141,8 +141,8 @@ def test_only_so_many_are_kept_and_those_used_last(cache: Path, monkeypatch: pyt
 WRITER = """
 import sys
 from pathlib import Path
-from pipelines.answers import remembered
-from pipelines.node_cache import cache_root
+from pipelines.system.answers import remembered
+from pipelines.system.node_cache import cache_root
 for turn in range(60):
     answer = remembered("it", lambda: ["x" * 100_000, 1])
     assert answer == ["x" * 100_000, 1]

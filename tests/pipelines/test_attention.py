@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.attention import Attention, AttentionSection
+from pipelines.recipe.keys.attention import Attention, AttentionSection
 from se_model.attentions import ATTENTION_KINDS
 
 PARSE = TypeAdapter(Attention)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines import cluster_session
-from pipelines.cluster_session import close_ray_session, in_ray_job, ray_session
 from pipelines.errors import EspanError
+from pipelines.system import cluster_session
+from pipelines.system.cluster_session import close_ray_session, in_ray_job, ray_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,9 +80,9 @@ def test_a_ray_job_is_known_by_its_environment(monkeypatch: pytest.MonkeyPatch) 
 
 LIFE = """
 import os, signal, time
-from pipelines.capacity import cluster_capacity
-from pipelines.cluster_session import close_ray_session, ray_session
-from pipelines.stop_signals import StopRequested, stop_signals
+from pipelines.system.capacity import cluster_capacity
+from pipelines.system.cluster_session import close_ray_session, ray_session
+from pipelines.run.stop_signals import StopRequested, stop_signals
 
 try:
     with stop_signals():

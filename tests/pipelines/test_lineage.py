@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.lineage import FileHashes, Identity, identify
-from pipelines.recipe import resolve
-from pipelines.yaml_source import parse_yaml
+from pipelines.recipe.parse import resolve
+from pipelines.recipe.yaml_source import parse_yaml
+from pipelines.run.lineage import FileHashes, Identity, identify
+from pipelines.system import storage
 
 
 def identities(text: str, workspace: Path) -> dict[str, Identity]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import lock, storage
 from pipelines.errors import WorkspaceBusyError
-from pipelines.lock import workspace_lock
+from pipelines.run import lock
+from pipelines.run.lock import workspace_lock
+from pipelines.system import storage
 
 
 @pytest.fixture(params=["folder", "store"])

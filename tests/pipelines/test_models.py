@@ -8,10 +8,17 @@ import pytest
 import torch
 from peft import PeftModel
 
-from pipelines import hub
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models import ModelSource, check_model, load_model, new_model, resolve_model, write_model_file
-from pipelines.stage import CheckContext, EarlierStage, Stage, StageOutput
+from pipelines.models import hub
+from pipelines.models.references import (
+    ModelSource,
+    check_model,
+    load_model,
+    new_model,
+    resolve_model,
+    write_model_file,
+)
+from pipelines.recipe.keys.section import CheckContext, EarlierStage, Stage, StageOutput
 from se_model import HyLoraConfig, apply_hylora
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, within

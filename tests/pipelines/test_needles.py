@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from pipelines.assets import builtin
-from pipelines.needles import (
+from pipelines.models.builtin import builtin
+from pipelines.needles.compose import (
     RECALL_TASKS,
     NeedleDocuments,
     needle_document,

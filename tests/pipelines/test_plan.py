@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import EspanError, RecipeError
-from pipelines.plan import plan_recipe
-from pipelines.progress import Progress
-from pipelines.run import run_recipe
+from pipelines.run.plan import plan_recipe
+from pipelines.run.runner import run_recipe
+from pipelines.system.progress import Progress
 
 WriteRecipe = Callable[..., Path]
 

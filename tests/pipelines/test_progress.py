@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pipelines.progress import Progress
+from pipelines.system.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RecipeError
-from pipelines.recipe import find_recipe, read_recipe, resolve, shipped_recipes
-from pipelines.yaml_source import parse_yaml
+from pipelines.recipe.parse import find_recipe, read_recipe, resolve, shipped_recipes
+from pipelines.recipe.yaml_source import parse_yaml
 
 STAGES = "name: r\nstages:\n  one:\n    number: {value: 1}\n"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
 from pipelines.errors import EspanError, InterruptedRunError, WorkspaceBusyError
-from pipelines.progress import Progress
-from pipelines.run import RunSummary, run_recipe
+from pipelines.run.runner import RunSummary, run_recipe
+from pipelines.system import storage
+from pipelines.system.progress import Progress
 
 WriteRecipe = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
+from pipelines.system import storage
 
 
 @pytest.fixture(params=["folder", "store"])

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import assets, hub
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.tokenizers import check_tokenizer, load_tokenizer, tokenizer_hash
+from pipelines.models import builtin, hub
+from pipelines.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_hash
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(assets.builtin("tiny") / name, tmp_path)
+        shutil.copy(builtin.builtin("tiny") / name, tmp_path)
     return tmp_path
 
 

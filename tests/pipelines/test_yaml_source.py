@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RecipeError
-from pipelines.yaml_source import parse_scalar, parse_yaml, read_yaml
+from pipelines.recipe.yaml_source import parse_scalar, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pipelines.prepare.shards import ShardReader
-from pipelines.train.batches import BatchPlan, RowOrder
-from pipelines.train.engine import Engine
-from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
 from pipelines.train.layout import Layout
-from pipelines.train.model import training_model
-from pipelines.train.steps import Steps
+from pipelines.train.worker.batches import BatchPlan, RowOrder
+from pipelines.train.worker.engine import Engine
+from pipelines.train.worker.group import Group
+from pipelines.train.worker.model import training_model
+from pipelines.train.worker.step import Steps
 from se_model.loss import causal_lm_loss
 
 STEPS = 2

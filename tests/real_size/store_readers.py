@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines import node_cache
-from pipelines.model_files import local_folder
+from pipelines.models.files import local_folder
 from pipelines.prepare.shards import ShardReader
-from pipelines.train.checkpoints import local_copy
-from pipelines.train.group import Group
+from pipelines.system import node_cache
+from pipelines.train.worker.checkpoints import local_copy
+from pipelines.train.worker.group import Group
 from tests.real_size.counted_files import LOG
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipelines.errors import EspanError
-from pipelines.model_configuration import read_configuration
-from pipelines.models import load_model, resolve_model
-from pipelines.weight_files import check_model_files
+from pipelines.models.configuration import read_configuration
+from pipelines.models.references import load_model, resolve_model
+from pipelines.models.weight_files import check_model_files
 from tests.se_model.tiny_models import tiny_model
 
 WISHES = [

@@ -16,26 +16,26 @@ import yaml
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipelines.bos import Choice, begin_with, chosen_bos, own_bos
-from pipelines.cluster_session import close_ray_session
 from pipelines.errors import EspanError, InvalidKeyError, RecipeError
-from pipelines.evaluate import scoring
+from pipelines.evaluate import run as scoring
+from pipelines.evaluate.check import EvaluateStage
 from pipelines.evaluate.perplexity import find_windows, score_perplexity
-from pipelines.evaluate.stage import EvaluateStage
-from pipelines.export.stage import ExportStage
+from pipelines.export.check import ExportStage
 from pipelines.export.write import export
-from pipelines.models import ModelSource, load_model, write_model_file
-from pipelines.needles import recall_prompt
-from pipelines.plan import plan_recipe
+from pipelines.models.bos import Choice, begin_with, chosen_bos, own_bos
+from pipelines.models.references import ModelSource, load_model, write_model_file
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.needles.compose import recall_prompt
+from pipelines.prepare.check import PrepareStage
+from pipelines.prepare.check import run as prepare
 from pipelines.prepare.shards import MANIFEST, ShardReader, holdout_folder, read_manifest
-from pipelines.prepare.stage import PrepareStage
-from pipelines.prepare.stage import run as prepare
-from pipelines.recipe import read_recipe
-from pipelines.stage import CheckContext, Context
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
-from pipelines.train.group import Group
+from pipelines.recipe.keys.section import CheckContext, Context
+from pipelines.recipe.parse import read_recipe
+from pipelines.run.plan import plan_recipe
+from pipelines.system.cluster_session import close_ray_session
+from pipelines.train.check import TrainStage
 from pipelines.train.job import resolve_job
-from pipelines.train.stage import TrainStage
+from pipelines.train.worker.group import Group
 from tests.distributed import run_distributed
 from tests.real_size.text_tokenizers import KINDS, Kind, fast_tokenizer
 
@@ -104,7 +104,7 @@ class Made:
 
 
 def train_alone(rank: int, ranks: int, job: Any) -> None:
-    from pipelines.train.worker import train
+    from pipelines.train.worker.loop import train
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     train(job, Group(rank, ranks, rank, 0, torch.device("cpu")), lambda event: None)

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models import check_model
-from pipelines.progress import Progress
-from pipelines.run import run_recipe
-from pipelines.stage import CheckContext
-from pipelines.tokenizers import check_tokenizer, load_tokenizer
-from pipelines.weight_files import check_model_files
+from pipelines.models.references import check_model
+from pipelines.models.tokenizers import check_tokenizer, load_tokenizer
+from pipelines.models.weight_files import check_model_files
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.run.runner import run_recipe
+from pipelines.system.progress import Progress
 from tests.real_size import counted_files  # registers counted://
 from tests.real_size.hub_cache import add_snapshot, use_offline
 from tests.se_model.tiny_models import tiny_model

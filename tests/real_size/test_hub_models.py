@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import hub
-from pipelines.assets import builtin
 from pipelines.errors import RecipeError
-from pipelines.lineage import FileHashes, identify
-from pipelines.models import ModelSource, external_files, load_model, resolve_model, write_model_file
-from pipelines.plan import RecipePlan, plan_recipe
-from pipelines.recipe import read_recipe
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.models import hub
+from pipelines.models.builtin import builtin
+from pipelines.models.references import (
+    ModelSource,
+    external_files,
+    load_model,
+    resolve_model,
+    write_model_file,
+)
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.recipe.parse import read_recipe
+from pipelines.run.lineage import FileHashes, identify
+from pipelines.run.plan import RecipePlan, plan_recipe
 from tests.real_size.hub_cache import add_snapshot, use_offline
 from tests.real_size.published import published_files
 from tests.se_model.tiny_models import tiny_model

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from pipelines.machine import bytes_text
-from pipelines.stage import Context
+from pipelines.recipe.keys.section import Context
+from pipelines.system.machine import bytes_text
+from pipelines.train.check import TrainStage
 from pipelines.train.job import TrainJob, resolve_job
-from pipelines.train.memory.count import Counted, Rows
-from pipelines.train.memory.engine import Sharing, fullest
-from pipelines.train.memory.parts import Parts
-from pipelines.train.memory.timeline import moments
-from pipelines.train.stage import TrainStage
+from pipelines.train.plan.memory.count import Counted, Rows
+from pipelines.train.plan.memory.engine import Sharing, fullest
+from pipelines.train.plan.memory.parts import Parts
+from pipelines.train.plan.memory.timeline import moments
 from se_model.hybrid import Mamba2HybridConfig
 from tests.pipelines.train.conftest import Workers, two_workers, write_corpus  # noqa: F401 - a fixture
 from tests.real_size.held_memory import held_by_plain_loop, held_by_training
@@ -154,7 +154,7 @@ def test_every_worker_under_deepspeed_holds_what_is_planned(make: Make, two_work
 
 
 def test_layers_alike_are_counted_once_and_come_to_the_same(make: Make) -> None:
-    from pipelines.train.memory.passes import Batch, Skeleton
+    from pipelines.train.plan.memory.passes import Batch, Skeleton
 
     attention = make("hybrid").stage.attention.build(0)
     few, many = (

@@ -16,8 +16,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pipelines.train.engine import Engine
-from pipelines.train.stage import TrainStage
+from pipelines.train.check import TrainStage
+from pipelines.train.worker.engine import Engine
 from se_model.attach import attach
 from se_model.hylora import HyLoraConfig, apply_hylora, coverage, load_adapter
 from se_model.hylora.kinds import Kind

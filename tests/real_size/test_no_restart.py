@@ -19,12 +19,12 @@ import safetensors.torch
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipelines.disk import explained_writes, write_problem
 from pipelines.errors import EspanError
 from pipelines.prepare.shards import write_shard
+from pipelines.system.disk import explained_writes, write_problem
 from pipelines.train.failures import FinalFailure, final_failure, restart_mends
-from pipelines.train.group import Group
 from pipelines.train.restarts import EndAtOnce
+from pipelines.train.worker.group import Group
 from tests.pipelines.train.conftest import ROOT, MakeJob, write_corpus
 from tests.pipelines.train.conftest import alone as alone
 from tests.pipelines.train.conftest import corpus as corpus
@@ -37,11 +37,11 @@ PATIENCE_SECONDS = 560
 DRIVER = """
 import pickle, subprocess, sys
 from pathlib import Path
-from pipelines.cluster_session import close_ray_session
+from pipelines.system.cluster_session import close_ray_session
 from pipelines.errors import EspanError
-from pipelines.stage import Context
-from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run
+from pipelines.recipe.keys.section import Context
+from pipelines.train.worker.metrics import read_metrics
+from pipelines.train.check import run
 for stage, output, before in pickle.loads(Path(sys.argv[1]).read_bytes()):
     for command in before:
         subprocess.run(command, check=True)

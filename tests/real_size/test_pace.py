@@ -12,18 +12,18 @@ import pytest
 import torch
 import yaml
 
-from pipelines import storage
-from pipelines.lineage import STARTED, FileHashes, started_record
-from pipelines.plan import plan_recipe
-from pipelines.progress import Progress
-from pipelines.recipe import read_recipe
-from pipelines.stage import Context
-from pipelines.train.group import Group
+from pipelines.recipe.keys.section import Context
+from pipelines.recipe.parse import read_recipe
+from pipelines.run.lineage import STARTED, FileHashes, started_record
+from pipelines.run.plan import plan_recipe
+from pipelines.run.workspace import survey
+from pipelines.system import storage
+from pipelines.system.progress import Progress
+from pipelines.train.check import TrainStage
+from pipelines.train.events import LiveProgress
 from pipelines.train.job import TrainJob, resolve_job
-from pipelines.train.live import LiveProgress
-from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import TrainStage
-from pipelines.workspace import survey
+from pipelines.train.worker.group import Group
+from pipelines.train.worker.metrics import read_metrics
 from tests.distributed import run_distributed
 from tests.pipelines.train.conftest import TINY, write_corpus
 
@@ -67,7 +67,7 @@ def test_steps_before_a_restart_say_nothing_of_the_pace_after_it() -> None:
 
 
 def train_alone(rank: int, ranks: int, job: TrainJob) -> None:
-    from pipelines.train.worker import train
+    from pipelines.train.worker.loop import train
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     train(job, Group(rank, ranks, rank, 0, torch.device("cpu")), lambda event: None)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import RecipeError
-from pipelines.plan import plan_recipe
-from pipelines.run import run_recipe
-from pipelines.tokenizers import load_tokenizer
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.run.plan import plan_recipe
+from pipelines.run.runner import run_recipe
 from tests.pipelines.train.conftest import write_corpus
 from tests.se_model.tiny_models import CONFIGS, tiny_model
 

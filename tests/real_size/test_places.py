@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from pipelines import storage
-from pipelines.assets import builtin
-from pipelines.lineage import FileHashes, identify
-from pipelines.models import load_model, resolve_model
-from pipelines.plain_path import plain_path
+from pipelines.models.builtin import builtin
+from pipelines.models.references import load_model, resolve_model
+from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import Manifest, ShardReader, TokenizerEntry, read_manifest
-from pipelines.recipe import ResolvedRecipe, resolve
-from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
+from pipelines.recipe.keys.section import Context
+from pipelines.recipe.parse import ResolvedRecipe, resolve
+from pipelines.recipe.yaml_source import parse_yaml
+from pipelines.run.lineage import FileHashes, identify
+from pipelines.system import storage
+from pipelines.system.plain_path import plain_path
+from pipelines.train.check import TrainStage
 from pipelines.train.job import resolve_job
-from pipelines.train.stage import TrainStage
-from pipelines.yaml_source import parse_yaml
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 from tuning import CompareStage, TuneStage
 

@@ -135,7 +135,7 @@ def test_what_does_not_fit_its_gpus_is_refused_with_the_key_that_makes_it_fit(fo
 
 
 def test_a_blocks_memory_is_what_autograd_saves() -> None:
-    from pipelines.train.memory.passes import Batch, Skeleton
+    from pipelines.train.plan.memory.passes import Batch, Skeleton
     from se_model import Mamba2HybridConfig, SpanConfig
     from se_model.hybrid.modelling import HybridBlock
     from se_model.hybrid.published import translate_published_config

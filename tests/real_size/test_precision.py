@@ -15,22 +15,22 @@ import pytest
 import torch
 import yaml
 
-from pipelines import machine, storage
-from pipelines.capacity import Capacity, NodeType
-from pipelines.devices import Device, check_devices
 from pipelines.errors import EspanError
-from pipelines.evaluate import scoring
-from pipelines.evaluate.stage import EvaluateStage
+from pipelines.evaluate import run as scoring
+from pipelines.evaluate.check import EvaluateStage
 from pipelines.evaluate.units import Outcome
-from pipelines.plan import plan_recipe
-from pipelines.precision import NoBfloat16Error, choose_precision, has_bf16, multiply_in_float32
-from pipelines.progress import Progress
-from pipelines.stage import Context
-from pipelines.train import trainer
-from pipelines.train.checkpoints import COMMITTED, STATE_FILE, TrainState, checkpoint_name
+from pipelines.recipe.keys.section import Context
+from pipelines.run.plan import plan_recipe
+from pipelines.system import machine, storage
+from pipelines.system.capacity import Capacity, NodeType
+from pipelines.system.devices import Device, check_devices
+from pipelines.system.precision import NoBfloat16Error, choose_precision, has_bf16, multiply_in_float32
+from pipelines.system.progress import Progress
+from pipelines.system.worker_resources import Reservation, reserve
+from pipelines.train import run as trainer
+from pipelines.train.check import TrainStage
 from pipelines.train.job import CHECKPOINTS_FOLDER, resolve_job, training_precision
-from pipelines.train.stage import TrainStage
-from pipelines.worker_resources import Reservation, reserve
+from pipelines.train.worker.checkpoints import COMMITTED, STATE_FILE, TrainState, checkpoint_name
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -236,10 +236,10 @@ def test_the_plan_says_what_workers_reserve_and_compute_in_and_by_which_gpus(
 
 PLAN_HERE = """
 import json, sys
-from pipelines.capacity import expected_capacity
-from pipelines.plan import plan_recipe
-from pipelines.precision import choose_precision
-from pipelines.worker_resources import reserve
+from pipelines.system.capacity import expected_capacity
+from pipelines.run.plan import plan_recipe
+from pipelines.system.precision import choose_precision
+from pipelines.system.worker_resources import reserve
 
 choose_precision("auto", reserve(2, None, None, expected_capacity()))
 heavy = sorted({"ray", "torch"} & set(sys.modules))

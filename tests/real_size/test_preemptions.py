@@ -27,9 +27,9 @@ from ray.cluster_utils import Cluster
 from ray._private.state import available_resources_per_node
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from pipelines.stage import Context
-from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run
+from pipelines.recipe.keys.section import Context
+from pipelines.train.worker.metrics import read_metrics
+from pipelines.train.check import run
 
 PREEMPTION = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 stage, output = pickle.loads(Path(sys.argv[1]).read_bytes())

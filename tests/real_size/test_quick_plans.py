@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import storage
-from pipelines.lineage import FINISHED, FileHashes, Identity, finished_record, identify, started_record
-from pipelines.node_cache import VARIABLE
-from pipelines.plan import plan_recipe
-from pipelines.recipe import read_recipe
-from pipelines.workspace import workspace_of
+from pipelines.recipe.parse import read_recipe
+from pipelines.run.lineage import FINISHED, FileHashes, Identity, finished_record, identify, started_record
+from pipelines.run.plan import plan_recipe
+from pipelines.run.workspace import workspace_of
+from pipelines.system import storage
+from pipelines.system.node_cache import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
@@ -91,7 +91,7 @@ def test_a_plan_needs_no_cache_that_can_be_written(tmp_path: Path, monkeypatch: 
     assert plan_recipe(QUICKSTART) == expected
 
 
-IDENTITY = "from pipelines.installed import code_identity; print(code_identity())"
+IDENTITY = "from pipelines.system.installed import code_identity; print(code_identity())"
 
 
 def identity(root: Path, *more: Path, **variables: Any) -> str | None:
@@ -116,7 +116,11 @@ def test_other_code_gives_other_answers(tmp_path: Path) -> None:
     original = identity(root)
     assert original == identity(root) != "None"
     found = {original}
-    for file in ("se_model/attach/packing.py", "pipelines/bos.py", "pipelines/train/memory/engine.py"):
+    for file in (
+        "se_model/attach/packing.py",
+        "pipelines/models/bos.py",
+        "pipelines/train/plan/memory/engine.py",
+    ):
         (root / file).write_text((root / file).read_text() + "\n# changed\n")
         found.add(identity(root))
     (root / "se_model" / "new.py").touch()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.capacity import Capacity, NodeType, with_node_types
 from pipelines.errors import EspanError
-from pipelines.node_types import AutoscalerTypes, kuberay_types, types_in_pod
-from pipelines.worker_resources import as_many_as_fit, check_room, reserve
+from pipelines.system.capacity import Capacity, NodeType, with_node_types
+from pipelines.system.node_types import AutoscalerTypes, kuberay_types, types_in_pod
+from pipelines.system.worker_resources import as_many_as_fit, check_room, reserve
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 from tests.real_size.autoscaling_cluster import autoscaling_cluster
 
@@ -26,9 +26,9 @@ GPU_NODES = {"resources": {"CPU": 2, "GPU": 2}, "min_workers": 0, "max_workers":
 PROGRAM = """
 import io, json, sys
 from pipelines.errors import EspanError
-from pipelines.plan import plan_recipe
-from pipelines.progress import Progress
-from pipelines.run import run_recipe
+from pipelines.run.plan import plan_recipe
+from pipelines.system.progress import Progress
+from pipelines.run.runner import run_recipe
 
 found = {"plan": {}, "said": {}, "errors": {}}
 for name in sys.argv[1:]:
@@ -42,8 +42,8 @@ for name in sys.argv[1:]:
     found["said"][name] = said.getvalue()
 
 import ray
-from pipelines.capacity import cluster_capacity
-from pipelines.node_types import autoscaler_types
+from pipelines.system.capacity import cluster_capacity
+from pipelines.system.node_types import autoscaler_types
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pipelines.errors import EspanError
-from pipelines.models import ModelSource, load_model
+from pipelines.models.references import ModelSource, load_model
+from pipelines.models.weights.files import WeightFiles
+from pipelines.models.weights.skeleton import skeleton, tie
 from pipelines.prepare.shards import ShardReader
-from pipelines.train.engine import Engine, import_deepspeed
+from pipelines.train.check import TrainStage
 from pipelines.train.job import TrainJob
-from pipelines.train.model import load_for, open_training, training_model
-from pipelines.train.stage import TrainStage
-from pipelines.weights.files import WeightFiles
-from pipelines.weights.skeleton import skeleton, tie
+from pipelines.train.worker.engine import Engine, import_deepspeed
+from pipelines.train.worker.model import load_for, open_training, training_model
 from se_model import Mamba2HybridConfig
 from tests.distributed import run_distributed
 from tests.pipelines.train.conftest import cpu_group, write_corpus

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import node_cache
 from pipelines.errors import EspanError
-from pipelines.model_files import local_folder
+from pipelines.models.files import local_folder
+from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import Manifest, ShardReader, TokenizerEntry, write_manifest, write_shard
-from pipelines.tokenizers import load_tokenizer
+from pipelines.system import node_cache
 from tests.distributed import run_distributed
 from tests.real_size.counted_files import HANG_AT, LOG, downloads
 from tests.real_size.store_readers import load_weights, read_rows, resume
@@ -125,7 +125,7 @@ def test_a_process_killed_while_it_downloads_leaves_nothing_whole_and_the_next_g
     log: Path, model: Path
 ) -> None:
     *arrived, halted = sorted(path.name for path in model.glob("*.safetensors"))
-    program = "import sys; from tests.real_size import counted_files; from pipelines.model_files import "
+    program = "import sys; from tests.real_size import counted_files; from pipelines.models.files import "
     program += "local_folder; local_folder(sys.argv[1])"
     killed = subprocess.Popen(
         [sys.executable, "-c", program, counted(model)],

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pipelines import storage
 from pipelines.errors import InvalidKeyError
-from pipelines.lineage import FileHashes, identify
-from pipelines.listing import BROKEN, HIDDEN, LOOP, NO_FILE, NOT_SEARCHED
+from pipelines.prepare.check import PrepareStage
 from pipelines.prepare.sources import UNKNOWN_ENDING, PathSource
-from pipelines.prepare.stage import PrepareStage
-from pipelines.recipe import resolve
-from pipelines.stage import CheckContext
-from pipelines.yaml_source import parse_yaml
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.parse import resolve
+from pipelines.recipe.yaml_source import parse_yaml
+from pipelines.run.lineage import FileHashes, identify
+from pipelines.system import storage
+from pipelines.system.listing import BROKEN, HIDDEN, LOOP, NO_FILE, NOT_SEARCHED
 from tests.pipelines.prepare.test_read import read, texts
 
 LEAVINGS = [

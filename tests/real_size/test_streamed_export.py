@@ -19,20 +19,20 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import cluster_session
-from pipelines.capacity import Capacity, NodeType
 from pipelines.errors import EspanError
-from pipelines.export.stage import ExportStage, run
-from pipelines.export.task import task_bytes
+from pipelines.export.check import ExportStage, run
+from pipelines.export.run import task_bytes
 from pipelines.export.write import export, probe_logits
-from pipelines.loading import open_adapted
-from pipelines.models import ModelSource, load_model, resolve_model, write_model_file
-from pipelines.progress import Progress
-from pipelines.recipe import read_recipe
-from pipelines.reserved import memory_to_reserve, run_reserved
-from pipelines.stage import Context
-from pipelines.weights.skeleton import skeleton, tie
-from pipelines.weights.write import plan_files, write_files
+from pipelines.models.loading import open_adapted
+from pipelines.models.references import ModelSource, load_model, resolve_model, write_model_file
+from pipelines.models.weights.skeleton import skeleton, tie
+from pipelines.models.weights.write import plan_files, write_files
+from pipelines.recipe.keys.section import Context
+from pipelines.recipe.parse import read_recipe
+from pipelines.system import cluster_session
+from pipelines.system.capacity import Capacity, NodeType
+from pipelines.system.progress import Progress
+from pipelines.system.reserved_tasks import memory_to_reserve, run_reserved
 from se_model import HyLoraConfig, Mamba2HybridConfig, apply_hylora, load_adapter
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, within
@@ -87,9 +87,9 @@ EXPORTER = """
 import json, sys
 from pathlib import Path
 import deepspeed, peft, transformers
-from pipelines.export.task import _export
-from pipelines.loading import open_adapted
-from pipelines.models import resolve_model
+from pipelines.export.run import _export
+from pipelines.models.loading import open_adapted
+from pipelines.models.references import resolve_model
 from tests.real_size.test_streamed_export import context_in, stage_for
 
 def memory(name):

@@ -19,11 +19,11 @@ import requests
 
 from cluster import doctor
 from cluster.connection import connect
-from pipelines import cluster_session, surroundings
-from pipelines.cluster_session import ray_session
 from pipelines.errors import EspanError
-from pipelines.stop_signals import StopRequested, stop_signals
-from pipelines.train.metrics import read_metrics
+from pipelines.run.stop_signals import StopRequested, stop_signals
+from pipelines.system import cluster_session, surroundings
+from pipelines.system.cluster_session import ray_session
+from pipelines.train.worker.metrics import read_metrics
 from tests.pipelines.train.conftest import ROOT, write_corpus
 
 PATIENCE_SECONDS = 240
@@ -220,7 +220,7 @@ def test_a_folder_for_temporary_files_that_is_none_is_named(
 
 def test_rays_variables_are_named_when_ray_does_not_start() -> None:
     program = """
-from pipelines.cluster_session import ray_session
+from pipelines.system.cluster_session import ray_session
 from pipelines.errors import EspanError
 try:
     ray_session()

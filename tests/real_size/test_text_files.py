@@ -18,10 +18,10 @@ import zstandard
 
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.prepare import decompress, records, text
+from pipelines.prepare.check import PrepareStage
 from pipelines.prepare.read import Reject
 from pipelines.prepare.sources import PathSource
-from pipelines.prepare.stage import PrepareStage
-from pipelines.stage import CheckContext
+from pipelines.recipe.keys.section import CheckContext
 from tests.pipelines.prepare.test_read import read, reasons, texts
 
 DOCUMENTS = [
@@ -312,7 +312,7 @@ def test_the_plan_counts_a_windows_memory_and_refuses_more_than_there_is(
     file.write_bytes(frame(28, b"text"))
     assert "256.0 MiB of them a zstd window" in stage.plan(context)["memory"]
     assert "window" not in usual
-    monkeypatch.setattr("pipelines.machine.available_memory", lambda: 400 << 20)
+    monkeypatch.setattr("pipelines.system.machine.available_memory", lambda: 400 << 20)
     with pytest.raises(InvalidKeyError, match=r"a\.txt\.zst: its zstd window takes 256\.0 MiB") as refused:
         stage.check(context)
     assert refused.value.key == "sources.0.path"

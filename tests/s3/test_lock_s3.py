@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from pipelines import storage
 from pipelines.errors import WorkspaceBusyError
-from pipelines.lock import workspace_lock
+from pipelines.run.lock import workspace_lock
+from pipelines.system import storage
 
 CONTENDERS = 6
 

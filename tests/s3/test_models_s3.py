@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import assets, node_cache, storage
 from pipelines.errors import EspanError
-from pipelines.model_files import check_files, configuration_folder, local_folder
-from pipelines.models import load_model, resolve_model
+from pipelines.models import builtin
+from pipelines.models.files import check_files, configuration_folder, local_folder
+from pipelines.models.references import load_model, resolve_model
+from pipelines.system import node_cache, storage
 
 
 @pytest.fixture
 def model(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "cache"))
     place = storage.join(bucket, "model")
-    storage.upload_folder(assets.builtin("tiny"), place)
+    storage.upload_folder(builtin.builtin("tiny"), place)
     storage.write_bytes_atomic(storage.join(place, "checkpoints", "optimizer.pt"), bytes(1 << 16))
     return place
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
 from pipelines.prepare.shards import ShardReader
-from pipelines.progress import Progress
-from pipelines.run import run_recipe
+from pipelines.run.runner import run_recipe
+from pipelines.system import storage
+from pipelines.system.progress import Progress
 
 RECIPE = """
 name: remote

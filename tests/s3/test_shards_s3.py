@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import storage
 from pipelines.errors import EspanError
 from pipelines.prepare.shards import (
     Manifest,
@@ -18,6 +17,7 @@ from pipelines.prepare.shards import (
     write_manifest,
     write_shard,
 )
+from pipelines.system import storage
 
 ROWS_PER_SHARD, SHARDS, LENGTH = 3, 2, 16
 

@@ -1,4 +1,4 @@
-"""`pipelines.storage` against a server that checks signatures and keeps its objects on disk."""
+"""`pipelines.system.storage` against a server that checks signatures and keeps its objects on disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
 from pipelines.prepare.sources import PathSource
+from pipelines.system import storage
 
 
 def test_json_comes_back_as_it_was_written_and_the_last_write_counts(bucket: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run import run_recipe
+from pipelines.run.runner import run_recipe
 from tuning.table import RESULTS_FILE, TABLE_FILE
 
 PATIENCE_SECONDS = 240

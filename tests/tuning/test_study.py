@@ -1,7 +1,7 @@
 import pytest
 
 from pipelines.errors import InvalidKeyError
-from pipelines.train.stage import TrainStage
+from pipelines.train.check import TrainStage
 from tuning.study import with_changes
 
 BASE = TrainStage.model_validate(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.errors import InvalidKeyError
-from pipelines.stage import CheckContext, Context
+from pipelines.recipe.keys.section import CheckContext, Context
 from tuning.execute import run_trials
 from tuning.study import StudyStage, absolute_change, with_changes
 from tuning.table import markdown, write_study

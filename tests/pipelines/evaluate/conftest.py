@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.cluster_session import close_ray_session, ray_session
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.prepare.shards import Manifest, TokenizerEntry, holdout_folder, write_manifest, write_shard
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.system.cluster_session import close_ray_session, ray_session
 from se_model import Mamba2HybridConfig, Mamba2HybridForCausalLM
 
 LENGTH = 96

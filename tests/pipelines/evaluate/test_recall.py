@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.evaluate.recall import score_recall
-from pipelines.needles import RecallSample
+from pipelines.needles.compose import RecallSample
 from se_model import Mamba2HybridForCausalLM
 
 PROMPT, ANSWER = 24, 3

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.check import EvaluateStage, run
 from pipelines.evaluate.scores import Scores
-from pipelines.evaluate.stage import EvaluateStage, run
-from pipelines.stage import Context
+from pipelines.recipe.keys.section import Context
 
 Evaluate = Callable[..., Scores]
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import InvalidKeyError
-from pipelines.evaluate.stage import EvaluateStage
-from pipelines.stage import CheckContext, EarlierStage, Stage
+from pipelines.evaluate.check import EvaluateStage
+from pipelines.recipe.keys.section import CheckContext, EarlierStage, Stage
 
 RECALL: dict[str, Any] = {"lengths": [64], "samples": 2, "tasks": ["single"]}
 PERPLEXITY: dict[str, Any] = {"data": "corpus", "lengths": [32, 64]}
@@ -79,8 +79,8 @@ def test_the_training_rows_may_be_scored_when_asked_for(tmp_path: Path, model_fo
 def test_the_number_of_workers_does_not_make_it_run_again(
     tmp_path: Path, model_folder: Path, write_recipe: Callable[[str], Path]
 ) -> None:
-    from pipelines.lineage import FileHashes, identify
-    from pipelines.recipe import read_recipe
+    from pipelines.recipe.parse import read_recipe
+    from pipelines.run.lineage import FileHashes, identify
 
     def fingerprint(extra: str) -> str:
         recipe = read_recipe(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.export.stage import ExportStage
-from pipelines.models import ModelSource, write_model_file
-from pipelines.recipe import read_recipe
-from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
+from pipelines.export.check import ExportStage
+from pipelines.models.references import ModelSource, write_model_file
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.recipe.keys.section import Context
+from pipelines.recipe.parse import read_recipe
 from se_model import HyLoraConfig, Mamba2HybridConfig, Mamba2HybridForCausalLM, apply_hylora
 
 RECIPE = """

@@ -9,9 +9,9 @@ import yaml
 
 from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
 from pipelines.export.card import Check, model_card
-from pipelines.export.stage import ExportStage
-from pipelines.models import ModelSource
-from pipelines.stage import Context, StageOutput
+from pipelines.export.check import ExportStage
+from pipelines.models.references import ModelSource
+from pipelines.recipe.keys.section import Context, StageOutput
 
 MakeStage = Callable[..., ExportStage]
 MakeContext = Callable[[], Context]

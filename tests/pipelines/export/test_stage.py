@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import InvalidKeyError
-from pipelines.export.stage import ExportStage
-from pipelines.stage import CheckContext, EarlierStage, Stage
+from pipelines.export.check import ExportStage
+from pipelines.recipe.keys.section import CheckContext, EarlierStage, Stage
 
 
 class Trained(Stage):

@@ -11,10 +11,10 @@ import torch
 
 from pipelines.errors import EspanError
 from pipelines.export import write
-from pipelines.export.stage import ExportStage, run
+from pipelines.export.check import ExportStage, run
 from pipelines.export.write import export, probe_logits
-from pipelines.models import ModelSource, load_model, resolve_model
-from pipelines.stage import Context
+from pipelines.models.references import ModelSource, load_model, resolve_model
+from pipelines.recipe.keys.section import Context
 from se_model import Mamba2HybridForCausalLM
 
 RTOL = 1e-4

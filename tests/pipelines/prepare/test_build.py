@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import storage
-from pipelines.cluster_session import close_ray_session
 from pipelines.errors import EspanError
-from pipelines.prepare import build, parts
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.prepare import parts
+from pipelines.prepare import run as build
+from pipelines.prepare.check import PrepareStage, run
 from pipelines.prepare.shards import ShardReader, holdout_folder, read_manifest
-from pipelines.prepare.stage import PrepareStage, run
-from pipelines.stage import Context
-from pipelines.tokenizers import load_tokenizer
+from pipelines.recipe.keys.section import Context
+from pipelines.system import storage
+from pipelines.system.cluster_session import close_ray_session
 
 ROOT = Path(__file__).parents[3]
 LENGTH = 64
@@ -183,8 +184,8 @@ def test_two_generated_sources_never_share_a_document(cluster: str, tmp_path: Pa
 PROGRAM = """
 import json, sys
 import ray
-from pipelines.prepare.stage import PrepareStage, run
-from pipelines.stage import Context
+from pipelines.prepare.check import PrepareStage, run
+from pipelines.recipe.keys.section import Context
 keys, output, address, cpus = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 own = {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}
 options = {"address": address} if address else own

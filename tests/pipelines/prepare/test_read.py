@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.needles import NeedleDocuments
+from pipelines.needles.compose import NeedleDocuments
 from pipelines.prepare.read import Document, Reject, plan_parts, read_part
 from pipelines.prepare.sources import NeedlesSource, PathSource
 

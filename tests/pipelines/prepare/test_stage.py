@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import machine, storage
 from pipelines.errors import InvalidKeyError, RecipeError
-from pipelines.plan import plan_recipe
-from pipelines.prepare.stage import PrepareStage
-from pipelines.recipe import read_recipe
-from pipelines.stage import CheckContext
+from pipelines.prepare.check import PrepareStage
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.parse import read_recipe
+from pipelines.run.plan import plan_recipe
+from pipelines.system import machine, storage
 
 RECIPE = """
 name: corpus

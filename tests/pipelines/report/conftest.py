@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import storage
 from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
-from pipelines.lineage import FINISHED, STARTED, FileHashes, finished_record, identify, started_record
 from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, holdout_folder, write_manifest
-from pipelines.recipe import ResolvedRecipe, read_recipe
-from pipelines.train.metrics import MetricsLog
+from pipelines.recipe.parse import ResolvedRecipe, read_recipe
+from pipelines.run.lineage import FINISHED, STARTED, FileHashes, finished_record, identify, started_record
+from pipelines.system import storage
+from pipelines.train.worker.metrics import MetricsLog
 
 LENGTHS = (256, 2048)
 RECIPE = """

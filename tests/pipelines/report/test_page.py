@@ -11,12 +11,12 @@ import pytest
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.scores import Scores
+from pipelines.recipe.keys.section import Context
 from pipelines.report import build
 from pipelines.report.evaluations import evaluations
 from pipelines.report.outputs_view import parse_table
 from pipelines.report.records import RunRecord, StageRecord
-from pipelines.report.stage import ReportStage, run
-from pipelines.stage import Context
+from pipelines.report.run import ReportStage, run
 
 MakeWorkspace = Callable[..., Any]
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.prepare.shards import Manifest, TokenizerEntry, write_manifest, write_shard
-from pipelines.tokenizers import load_tokenizer, tokenizer_hash
-from pipelines.train.group import Group
+from pipelines.train.check import TrainStage
 from pipelines.train.job import TrainJob, resolve_job
-from pipelines.train.stage import TrainStage
+from pipelines.train.worker.group import Group
 
 # Worker processes import this module by its name below the repository's root.
 ROOT = str(Path(__file__).parents[3])
@@ -81,7 +81,7 @@ MakeJob = Callable[..., TrainJob]
 @pytest.fixture
 def make_job(corpus: Path, tmp_path: Path) -> MakeJob:
     """Makes jobs that train a tiny model on the tiny corpus into `tmp_path/output`."""
-    from pipelines.stage import Context
+    from pipelines.recipe.keys.section import Context
 
     def make(output: str = "out", **keys: Any) -> TrainJob:
         defaults: dict[str, Any] = {

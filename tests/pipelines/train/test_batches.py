@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.train.batches import BatchPlan, MicroBatch, RowOrder, model_input, target_count
+from pipelines.train.worker.batches import BatchPlan, MicroBatch, RowOrder, model_input, target_count
 
 
 class Listed:

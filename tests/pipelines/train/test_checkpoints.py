@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import EspanError
-from pipelines.train.checkpoints import COMMITTED, CheckpointStore, TrainState, checkpoint_name
-from pipelines.train.group import Group
+from pipelines.train.worker.checkpoints import COMMITTED, CheckpointStore, TrainState, checkpoint_name
+from pipelines.train.worker.group import Group
 
 
 class Alone(Group):

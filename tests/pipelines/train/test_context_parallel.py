@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import EspanError
-from pipelines.train import engine as engine_module
-from pipelines.train import steps as steps_module
-from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
+from pipelines.train.worker import engine as engine_module
+from pipelines.train.worker import step as steps_module
+from pipelines.train.worker.group import Group
 from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus
 from tests.pipelines.train.test_kill import PATIENCE_SECONDS, driver
 from tests.pipelines.train.test_training import metrics, plain_loop, train_silently

@@ -21,9 +21,9 @@ PATIENCE_SECONDS = 240
 DRIVER = """
 import pickle, sys
 from pathlib import Path
-from pipelines.cluster_session import close_ray_session
-from pipelines.stage import Context
-from pipelines.train.stage import run
+from pipelines.system.cluster_session import close_ray_session
+from pipelines.recipe.keys.section import Context
+from pipelines.train.check import run
 for stage, output, seed in pickle.loads(Path(sys.argv[1]).read_bytes()):
     print(run(stage, Context("tuned", output, seed, {}, output, None)), flush=True)
 close_ray_session()

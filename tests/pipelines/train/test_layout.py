@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.train.batches import BatchPlan, RowOrder
 from pipelines.train.layout import Layout
+from pipelines.train.worker.batches import BatchPlan, RowOrder
 
 
 def test_workers_that_follow_each_other_share_rows() -> None:

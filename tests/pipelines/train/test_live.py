@@ -2,8 +2,8 @@
 
 import io
 
-from pipelines.progress import Progress
-from pipelines.train.live import EventQueue, LiveProgress
+from pipelines.system.progress import Progress
+from pipelines.train.events import EventQueue, LiveProgress
 
 
 def test_events_are_taken_once_and_in_order() -> None:

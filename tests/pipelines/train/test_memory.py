@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.capacity import Capacity, NodeType
 from pipelines.errors import InvalidKeyError
-from pipelines.machine import GIB
-from pipelines.stage import CheckContext
-from pipelines.train.memory import check as check_module
-from pipelines.train.memory.check import check_memory, memory_text
-from pipelines.train.memory.count import PROCESS_BYTES, Counted, Rows
-from pipelines.train.memory.device import Device, device_of, gpu_memory
-from pipelines.train.memory.fit import find_fix
-from pipelines.train.stage import TrainStage
-from pipelines.worker_resources import reserve
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.system.capacity import Capacity, NodeType
+from pipelines.system.machine import GIB
+from pipelines.system.worker_resources import reserve
+from pipelines.train.check import TrainStage
+from pipelines.train.plan.memory import check as check_module
+from pipelines.train.plan.memory.check import check_memory, memory_text
+from pipelines.train.plan.memory.count import PROCESS_BYTES, Counted, Rows
+from pipelines.train.plan.memory.device import Device, device_of, gpu_memory
+from pipelines.train.plan.memory.fit import find_fix
 from se_model.hybrid import Mamba2HybridConfig
 from tests.pipelines.train.conftest import SPAN, TINY
 
@@ -147,7 +147,7 @@ def test_nothing_is_said_about_a_model_that_is_not_here(context: CheckContext) -
 def test_what_does_not_run_without_memory_is_said_and_not_refused(
     context: CheckContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train.memory import counter
+    from pipelines.train.plan.memory import counter
 
     monkeypatch.setattr(counter, "_MOST_OPERATIONS", 50)
     monkeypatch.setattr(check_module, "counted_model", Counted)

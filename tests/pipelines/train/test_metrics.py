@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train.metrics import METRICS_FILE, MetricsLog, read_metrics
+from pipelines.train.worker.metrics import METRICS_FILE, MetricsLog, read_metrics
 
 
 def write_steps(folder: Path, steps: range, resumed_step: int) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import checkpoints
-from pipelines.train.group import Group
-from pipelines.train.worker import train
+from pipelines.train.worker import checkpoints
+from pipelines.train.worker.group import Group
+from pipelines.train.worker.loop import train
 from tests.pipelines.train.conftest import MakeJob, Workers
 from tests.pipelines.train.test_training import metrics, train_silently
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.train.schedule import Schedule
+from pipelines.recipe.keys.schedule import Schedule
 
 
 def test_warm_up_is_linear_and_reaches_the_full_rate_at_its_last_step() -> None:

@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import InvalidKeyError, RecipeError
-from pipelines.plan import plan_recipe
-from pipelines.stage import CheckContext
-from pipelines.train.architecture import skeleton
-from pipelines.train.exchange import exchanged
-from pipelines.train.memory.count import Counted, Rows
-from pipelines.train.stage import TrainStage
+from pipelines.recipe.keys.section import CheckContext
+from pipelines.run.plan import plan_recipe
+from pipelines.train.check import TrainStage
+from pipelines.train.plan.architecture import skeleton
+from pipelines.train.plan.exchange import exchanged
+from pipelines.train.plan.memory.count import Counted, Rows
 from se_model.attach import attention_layers
 from se_model.baselines import FullConfig
 from se_model.hybrid import Mamba2HybridConfig

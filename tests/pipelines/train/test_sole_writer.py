@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import EspanError
-from pipelines.train.sole_writer import sole_writer
+from pipelines.train.worker.sole_writer import sole_writer
 
 HOLDER = """
 import sys, time
-from pipelines.train.sole_writer import sole_writer
+from pipelines.train.worker.sole_writer import sole_writer
 with sole_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

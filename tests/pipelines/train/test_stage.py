@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.stage import CheckContext, Context
+from pipelines.recipe.keys.section import CheckContext, Context
+from pipelines.train.check import TrainStage
 from pipelines.train.job import resolve_job
-from pipelines.train.stage import TrainStage
 from tests.pipelines.train.conftest import SPAN, TINY, MakeJob, write_corpus
 
 

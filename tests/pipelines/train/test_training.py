@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 
 from pipelines.errors import EspanError
 from pipelines.prepare.shards import ShardReader
-from pipelines.train.batches import BatchPlan, RowOrder, model_input, target_count
-from pipelines.train.checkpoints import CheckpointStore
-from pipelines.train.engine import Engine, decay_groups
 from pipelines.train.failures import restart_mends
-from pipelines.train.group import Group
 from pipelines.train.job import TrainJob
-from pipelines.train.metrics import read_metrics
-from pipelines.train.model import training_model
-from pipelines.train.steps import Steps
-from pipelines.train.worker import train
+from pipelines.train.worker.batches import BatchPlan, RowOrder, model_input, target_count
+from pipelines.train.worker.checkpoints import CheckpointStore
+from pipelines.train.worker.engine import Engine, decay_groups
+from pipelines.train.worker.group import Group
+from pipelines.train.worker.loop import train
+from pipelines.train.worker.metrics import read_metrics
+from pipelines.train.worker.model import training_model
+from pipelines.train.worker.step import Steps
 from se_model.attach import set_step
 from se_model.loss import causal_lm_loss
 from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus

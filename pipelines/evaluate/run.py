@@ -1,0 +1,155 @@
+"""Runs an evaluation: finds the documents, has every unit scored, and sums the outcomes up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipelines.errors import EspanError
+from pipelines.evaluate.beginning import of_source
+from pipelines.evaluate.check import EvaluateStage, PerplexitySection
+from pipelines.evaluate.parallel import Scorer, score_units
+from pipelines.evaluate.perplexity import WindowSource, find_windows
+from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, Scores
+from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units, recall_units
+from pipelines.models.merging import loaded_bytes
+from pipelines.models.references import resolve_model
+from pipelines.models.tokenizers import pinned
+from pipelines.recipe.keys.section import Context
+from pipelines.run.lineage import dependency_versions, machine
+from pipelines.system import storage
+from pipelines.system.capacity import cluster_capacity
+from pipelines.system.precision import NoBfloat16Error, choose_precision, without_bf16
+from pipelines.system.reserved_tasks import memory_to_reserve
+from pipelines.system.worker_resources import as_many_as_fit, check_room
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DECISIVE = ("python", "torch", "transformers", "peft", "expansion-span")
+
+
+def evaluate(stage: EvaluateStage, context: Context) -> Scores:
+    """Scores `stage.model` and writes the outcome of each prompt and document to `samples.jsonl`.
+
+    Raises:
+        EspanError: no document is long enough, a worker fails, or a loss is not a number.
+    """
+    started = time.monotonic()
+    there = cluster_capacity()
+    workers = stage.reservation(there)
+    check_room(workers, there)
+    choice = choose_precision(stage.precision, workers)
+    windows = _windows(stage.perplexity, context) if stage.perplexity else None
+    model = resolve_model(stage.model, context.inputs)
+    tokenizer = (stage.recall.tokenizer or model.tokenizer) if stage.recall else None
+    if stage.recall and tokenizer is None:
+        raise EspanError(
+            f"model '{stage.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
+        )
+    widest = torch.float32 if choice.assumed else _DTYPES[choice.precision]
+    needed = loaded_bytes(model, widest)
+    memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
+    bos = of_source(stage, model, tokenizer, windows.shards if windows else None)
+    scorer = Scorer(
+        model=model,
+        tokenizer=tokenizer and pinned(tokenizer),
+        attention=stage.attention,
+        dtype=_DTYPES[choice.precision],
+        seed=context.seed,
+        windows=replace(windows, bos=bos) if windows else None,
+        bos=bos,
+        scored=stage.perplexity.scored_tokens if stage.perplexity else 0,
+        cpus=stage.resources.cpus,
+        gpus=int(workers.gpus),
+        check_bf16=choice.assumed,
+        memory=memory,
+    )
+    units = _units(stage, windows)
+    each = {**workers.resources, "memory": float(memory)}
+    count = min(stage.workers or as_many_as_fit(each, there), len(units))
+    context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
+    context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+    score = partial(
+        score_units,
+        units=units,
+        workers=count,
+        label=f"{context.name}: scoring",
+        progress=context.progress,
+    )
+    try:
+        outcomes = score(scorer)
+    except NoBfloat16Error as error:  # all scores or none are in bf16
+        choice = without_bf16(error)
+        context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+        outcomes = score(replace(scorer, dtype=_DTYPES[choice.precision], check_bf16=False))
+    rows = _Rows.gather(units, outcomes)
+    storage.write_text_atomic(
+        storage.join(context.output, SAMPLES_FILE),
+        "".join(json.dumps(sample) + "\n" for sample in rows.samples()),
+    )
+    versions = dependency_versions()
+    return Scores(
+        model=stage.written.model,
+        attention=stage.attention.model_dump(mode="json"),
+        precision=choice.precision,
+        seed=context.seed,
+        recall=tuple(
+            RecallScore.of(task, length, answers) for (task, length), answers in rows.recall.items()
+        ),
+        perplexity=tuple(
+            PerplexityScore.of(length, scorer.scored, nats) for length, nats in rows.perplexity.items()
+        ),
+        seconds=round(time.monotonic() - started, 3),
+        machine=machine(),
+        versions={name: versions[name] for name in _DECISIVE if name in versions},
+    )
+
+
+def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
+    shards = context.inputs[keys.data].path if keys.data in context.inputs else keys.data
+    return find_windows(keys.folder(shards), longest=max(keys.lengths), windows=keys.rows)
+
+
+def _units(stage: EvaluateStage, windows: WindowSource | None) -> list[Unit]:
+    units: list[Unit] = []
+    if stage.recall:
+        keys = stage.recall
+        units += recall_units(keys.tasks, keys.lengths, keys.samples, tokens_per_batch=stage.tokens_per_batch)
+    if stage.perplexity and windows:
+        lengths, found = stage.perplexity.lengths, len(windows.ends)
+        units += perplexity_units(lengths, found, tokens_per_batch=stage.tokens_per_batch)
+    return units
+
+
+@dataclass
+class _Rows:
+    """The outcome of every prompt by (task, length), and of every document by length, in order."""
+
+    recall: dict[tuple[str, int], list[list[bool]]] = field(default_factory=lambda: defaultdict(list))
+    perplexity: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def gather(cls, units: Sequence[Unit], outcomes: Mapping[Unit, Outcome]) -> _Rows:
+        rows = cls()
+        for unit in units:
+            outcome = outcomes[unit]
+            if isinstance(unit, RecallUnit):
+                rows.recall[unit.task, unit.length] += outcome.answers
+            else:
+                rows.perplexity[unit.length] += outcome.nats
+        return rows
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """Yields one record per prompt and per document, as `samples.jsonl` holds them."""
+        for (task, length), prompts in self.recall.items():
+            for index, answers in enumerate(prompts):
+                yield {"task": task, "length": length, "index": index, "answers": answers}
+        for length, documents in self.perplexity.items():
+            for index, nats in enumerate(documents):
+                yield {"task": "perplexity", "length": length, "index": index, "nats": nats}

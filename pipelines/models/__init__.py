@@ -1,0 +1,1 @@
+"""Models and tokenizers by reference: hub names, folders, what ships with the package, earlier stages."""

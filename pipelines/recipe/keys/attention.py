@@ -1,0 +1,142 @@
+"""The `attention` key of a recipe: which attention a model computes, written as `full` or `{kind: span,
+...}`.
+
+Each class holds the keys of one kind and builds its counterpart in `se_model`, which it imports only then:
+parsing a recipe must not load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+
+from pipelines.errors import InvalidKeyError
+from pipelines.recipe.keys.section import Section
+
+if TYPE_CHECKING:
+    from se_model.attentions import AttentionConfig
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class AttentionSection(Section):
+    """Base of every kind."""
+
+    kind: str
+    draws: ClassVar[bool] = False
+    """Whether this attention draws random numbers and so takes a seed."""
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The sizes of the chunks that tokens attend in; none where the attention has no chunks."""
+        return ()
+
+    def build(self, seed: int) -> AttentionConfig:
+        """Returns the attention for `se_model.attach`; `seed` decides what is drawn at random."""
+        from se_model.attentions import ATTENTION_KINDS
+
+        keys = self.model_dump(exclude={"kind"})
+        return ATTENTION_KINDS[self.kind](**keys, **({"seed": seed} if self.draws else {}))
+
+
+class _Chunked(AttentionSection):
+    """Attention inside chunks; of several sizes, each layer draws one in every forward call."""
+
+    chunk_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2048, 4096)
+    draws: ClassVar[bool] = True
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The `chunk_sizes`."""
+        return self.chunk_sizes
+
+    @field_validator("chunk_sizes", mode="before")
+    @classmethod
+    def _one_size_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class _Retrieving(_Chunked):
+    """Attention inside chunks and to `top_k` earlier memory blocks of `block_size` tokens."""
+
+    block_size: PositiveInt = 32
+    top_k: NonNegativeInt = 8
+
+    @model_validator(mode="after")
+    def _chunks_are_whole_blocks(self) -> _Retrieving:
+        for index, size in enumerate(self.chunk_sizes):
+            if size % self.block_size:
+                below = size - size % self.block_size
+                nearest = below or self.block_size
+                raise InvalidKeyError(
+                    f"chunk_sizes.{index}",
+                    f"{size} is not a multiple of block_size {self.block_size}; the nearest is {nearest}",
+                )
+        return self
+
+
+class FullSection(AttentionSection):
+    """Every token sees all tokens before it."""
+
+    kind: Literal["full"] = "full"
+
+
+class SpanSection(_Retrieving):
+    """Span-expanded attention; see `se_model.SpanConfig` for the keys."""
+
+    kind: Literal["span"] = "span"
+    summary: Literal["attention", "mean_key"] = "attention"
+    selection: Literal["chunk", "causal"] = "chunk"
+    refresh: PositiveInt | None = None
+    backend: str = "auto"
+
+    @model_validator(mode="after")
+    def _refresh_divides_chunks(self) -> SpanSection:
+        if self.refresh is not None:
+            if self.selection != "causal":
+                raise InvalidKeyError("refresh", "belongs to selection: causal; remove it or choose that")
+            for size in self.chunk_sizes:
+                if size % self.refresh:
+                    raise InvalidKeyError("refresh", f"{self.refresh} does not divide the chunk size {size}")
+        return self
+
+
+class WindowSection(AttentionSection):
+    """Every token sees the `window` tokens up to and including itself."""
+
+    kind: Literal["window"] = "window"
+    window: PositiveInt
+
+
+class S2Section(AttentionSection):
+    """LongLoRA's shifted sparse attention: groups of tokens, half the heads shifted by half a group."""
+
+    kind: Literal["s2"] = "s2"
+    group_size: PositiveInt | None = None
+
+
+class NoMemorySection(_Chunked):
+    """Attention inside chunks and nothing else."""
+
+    kind: Literal["none"] = "none"
+
+
+class RandomSection(_Retrieving):
+    """Like `span`, but the retrieved blocks are drawn at random."""
+
+    kind: Literal["random"] = "random"
+
+
+def _kind_alone(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Attention = Annotated[
+    Annotated[
+        FullSection | SpanSection | WindowSection | S2Section | NoMemorySection | RandomSection,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_kind_alone),
+]
+"""The type of an `attention` key; a kind that needs no other key may stand alone: `attention: full`."""

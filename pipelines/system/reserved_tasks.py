@@ -1,0 +1,89 @@
+"""Work on the cluster that reserves the memory it needs, instead of running where the recipe runs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pipelines.errors import EspanError
+from pipelines.system.capacity import Capacity, cluster_capacity
+from pipelines.system.machine import bytes_text
+from pipelines.system.progress import Progress
+
+Result = TypeVar("Result")
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+PROCESS_BYTES = 700 << 20
+"""Python with torch, Ray, transformers and peft, before any model."""
+
+
+def run_reserved(
+    function: Callable[..., Result], *arguments: Any, memory: int, label: str, progress: Progress
+) -> Result:
+    """Returns `function(*arguments)`, run as a Ray task with one CPU that reserves `memory` bytes.
+
+    Raises:
+        EspanError: the function's own; the task's node was lost; or no node has so much memory.
+    """
+    import ray
+
+    reserved = memory_to_reserve(memory, {"CPU": 1.0}, cluster_capacity(), label, progress)
+    if reserved:
+        progress.message(f"{label}: runs as a task that reserves {bytes_text(reserved)} of memory")
+    # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
+    task = ray.remote(function).options(
+        num_cpus=1, memory=reserved, max_retries=0, scheduling_strategy="DEFAULT"
+    )
+    reference = task.remote(*arguments)
+    try:
+        result: Result = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, EspanError):
+            raise cause from error
+        what = " ".join(str(cause).split())
+        raise EspanError(f"{label} failed: {type(cause).__name__}: {what}") from error
+    except BaseException:
+        ray.cancel(reference)
+        raise
+    return result
+
+
+def give_memory_back() -> None:
+    """Lets this process's freed memory go back to the system at once, where the C library is glibc.
+
+    glibc raises by itself the size from which memory is mapped, and unmapped when it is freed, up to 32 MiB;
+    what is smaller then stays in a heap with holes. Set, the size stays as it is.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def memory_to_reserve(
+    needed: int, others: Mapping[str, float], there: Capacity, label: str, progress: Progress
+) -> int:
+    """Returns how many bytes a task that needs `needed` beside `others` reserves: all of them, or none.
+
+    None only where nobody tells how much memory the nodes have that would be started for it: an autoscaler
+    starts no node for what its configuration does not speak of. That is said.
+
+    Raises:
+        EspanError: no node has so many, and none can.
+    """
+    if there.fitting({**others, "memory": float(needed)}):
+        return needed
+    fitting = there.fitting(others)
+    if not there.local and any("memory" not in each.resources for each in fitting):
+        progress.message(
+            f"{label}: needs {bytes_text(needed)} of memory, which it cannot reserve: the configuration of "
+            "this cluster does not say how much its nodes have"
+        )
+        return 0
+    most = max((each.resources.get("memory", 0.0) for each in fitting), default=0.0)
+    raise EspanError(
+        f"{label} needs {bytes_text(needed)} of memory, and {there} has {bytes_text(most)} for it; "
+        + ("close other programs, or use a larger machine" if there.local else "give it larger nodes")
+    )

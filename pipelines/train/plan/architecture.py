@@ -1,0 +1,50 @@
+"""What is known of a stage's model before it is loaded: its configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.models.configuration import Described
+from pipelines.models.files import configuration_folder
+from pipelines.models.references import resolve_model
+from pipelines.recipe.keys.section import CheckContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from pipelines.train.check import TrainStage
+    from se_model.attentions import AttentionConfig
+
+
+def described_model(stage: TrainStage, context: CheckContext) -> Described | None:
+    """Returns what `stage` trains; None where nothing says it before the run.
+
+    Raises:
+        EspanError: the model is not to be had, or its config.json is no JSON object.
+    """
+    if not isinstance(stage.model, str):
+        return Described.new(stage.model.new)
+    if stage.model in context.earlier:
+        # A tuned model is built as what it was tuned from.
+        earlier = context.earlier[stage.model].stage
+        return described_model(earlier, context) if isinstance(earlier, type(stage)) else None
+    # Of a model in an object store or on the hub, config.json is downloaded, and nothing else.
+    folder = configuration_folder(resolve_model(stage.model, {}).base)
+    return None if folder is None else Described.in_folder(folder)
+
+
+def skeleton(configuration: PreTrainedConfig, attention: AttentionConfig) -> PreTrainedModel:
+    """Returns a transformers model without memory for its weights, with the attention attached.
+
+    Raises:
+        ValueError: it is no causal language model, or does not let its attention be replaced.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from se_model.attach import attach
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration)
+    attach(model, attention)
+    return model

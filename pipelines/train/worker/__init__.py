@@ -1,0 +1,1 @@
+"""What every worker of a training runs."""
