@@ -19,9 +19,9 @@ from benchmarks.lookahead import look_ahead
 from benchmarks.reader import BYTES, check_reader, draw_rows, make_reader, read_text
 from benchmarks.records import describe_machine
 from pipelines.errors import EspanError
-from pipelines.run.lineage import code_version
 from pipelines.system.machine import cpu_count
 from pipelines.system.storage import content_hash, write_json_atomic
+from pipelines.system.versions import code_version
 from se_model import SpanConfig
 
 FORMAT = "espan-causality-benchmark/1"

@@ -17,8 +17,8 @@ from rich.table import Table
 from benchmarks.command import parse_tokens
 from benchmarks.exchanges import Layers, count_bytes, time_overlap, time_steps
 from benchmarks.records import describe_machine
-from pipelines.run.lineage import code_version
 from pipelines.system.storage import write_json_atomic
+from pipelines.system.versions import code_version
 from se_model.parallel.formula import (
     Heads,
     Share,

@@ -18,7 +18,7 @@ from benchmarks.limits import Limits, input_bytes, output_bytes
 from benchmarks.measure import interleaved_seconds, peak_bytes
 from benchmarks.peers import Call, LeftOut, Peer
 from benchmarks.settings import Setting
-from pipelines.run.lineage import machine
+from pipelines.system.versions import machine
 
 MODES = ("forward", "forward_backward")
 SELECTION = "selection"

@@ -15,7 +15,7 @@ from benchmarks.limits import Limits, free_bytes, input_bytes, output_bytes
 from benchmarks.peers import OURS, LeftOut, Peer, own_peers
 from benchmarks.records import MODES, Record, describe_machine, measure
 from benchmarks.settings import Setting
-from pipelines.run.lineage import code_version
+from pipelines.system.versions import code_version
 
 FORMAT = "espan-attention-benchmark/2"
 EVERYTHING = "everything"

@@ -14,16 +14,16 @@ from rich.table import Table
 
 from cluster import jobs
 from pipelines.errors import EspanError, InterruptedRunError, RecipeError
-from pipelines.registry import declare
+from pipelines.kinds import KINDS
 from pipelines.system.disk import write_problem
+from tuning.kinds import TUNING_KINDS
 
 if TYPE_CHECKING:
     from pipelines.run.runner import RunSummary
 
 FAILED, WRONG_RECIPE = 1, 2
 
-for _kind in ("tune", "compare"):
-    declare(_kind, "tuning")
+KINDS.update(TUNING_KINDS)
 
 app = typer.Typer(
     name="espan",
@@ -80,7 +80,7 @@ def report(
     """Write a run's report from what is finished, and print its path."""
     from pipelines.recipe.parse import read_recipe
     from pipelines.recipe.variables import parse_settings
-    from pipelines.report import build
+    from pipelines.report.run import build
     from pipelines.run.workspace import workspace_of
     from pipelines.system import storage
 

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.models.bos import Choice
+from pipelines.evaluate.tokenizer import recall_tokenizer
 from pipelines.models.references import ModelSource, resolve_model
 from pipelines.models.tokenizer_answers import bos_of, bos_text_of, token_of
-from pipelines.prepare.shards import TokenizerEntry, read_manifest
+from pipelines.prepare.shards import TokenizerEntry, read_manifest, split_folder
+from pipelines.recipe.keys.common import BosChoice
+from pipelines.recipe.keys.prepare import PrepareKeys
+from pipelines.recipe.keys.train import TrainKeys
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.check import EvaluateStage
-    from pipelines.recipe.keys.section import CheckContext
+    from pipelines.context import CheckContext
+    from pipelines.recipe.keys.evaluate import EvaluateKeys
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Beginning:
     bos: int | None
 
     @classmethod
-    def of_tokenizer(cls, reference: str, choice: Choice) -> Beginning:
+    def of_tokenizer(cls, reference: str, choice: BosChoice) -> Beginning:
         """Returns how a tokenizer, of prompts or of a model, begins texts."""
         return cls(reference, bos_of(reference, choice))
 
@@ -33,12 +36,12 @@ class Beginning:
         """Returns how the documents of shards begin."""
         return cls(entry.reference, entry.bos_token_id)
 
-    def text(self, choice: Choice) -> str | None:
+    def text(self, choice: BosChoice) -> str | None:
         """Says it; None where the tokenizer knows no token that begins texts."""
         return bos_text_of(self.tokenizer, self.bos, choice)
 
 
-def agreed(choice: Choice, model: str, own: Beginning | None, data: Beginning | None) -> Beginning | None:
+def agreed(choice: BosChoice, model: str, own: Beginning | None, data: Beginning | None) -> Beginning | None:
     """Returns how prompts and windows begin; None where nothing says it, which means with no token.
 
     Args:
@@ -68,27 +71,28 @@ def agreed(choice: Choice, model: str, own: Beginning | None, data: Beginning | 
     return known
 
 
-def planned(stage: EvaluateStage, context: CheckContext) -> Beginning | None:
+def planned(keys: EvaluateKeys, context: CheckContext) -> Beginning | None:
     """Returns how texts will begin, as far as it can be told before anything runs.
 
     Raises:
         InvalidKeyError: as `agreed`.
     """
     data = None
-    if stage.perplexity:
-        name = stage.perplexity.data
-        data = _of_stage_or_shards("perplexity.data", name, stage.perplexity.folder(name), context)
+    if keys.perplexity:
+        name = keys.perplexity.data
+        folder = split_folder(name, keys.perplexity.split)
+        data = _of_stage_or_shards("perplexity.data", name, folder, context)
     try:
-        return agreed(stage.bos, stage.model, _of_model(stage, context), data)
+        return agreed(keys.bos, keys.model, _of_model(keys, context), data)
     except EspanError as error:
         raise InvalidKeyError("bos", str(error)) from error
 
 
-def of_source(stage: EvaluateStage, model: ModelSource, prompts: str | None, data: str | None) -> int | None:
+def of_source(keys: EvaluateKeys, model: ModelSource, prompts: str | None, data: str | None) -> int | None:
     """Returns the token that begins prompts and windows, or None, once everything is there.
 
     Args:
-        stage: the keys.
+        keys: of the stage.
         model: where the model comes from.
         prompts: the tokenizer of the prompts, where recall is measured.
         data: folder of the documents to score, where perplexity is measured.
@@ -97,20 +101,22 @@ def of_source(stage: EvaluateStage, model: ModelSource, prompts: str | None, dat
         EspanError: as `agreed`.
     """
     reference = prompts or model.tokenizer
-    own = Beginning.of_tokenizer(reference, stage.bos) if reference else None
+    own = Beginning.of_tokenizer(reference, keys.bos) if reference else None
     documents = Beginning.of_data(read_manifest(data).tokenizer) if data else None
-    found = agreed(stage.bos, stage.model, own, documents)
+    found = agreed(keys.bos, keys.model, own, documents)
     return found.bos if found else None
 
 
-def _of_model(stage: EvaluateStage, context: CheckContext) -> Beginning | None:
-    given = stage.recall.tokenizer if stage.recall else None
-    if stage.model in context.earlier and given is None:
+def _of_model(keys: EvaluateKeys, context: CheckContext) -> Beginning | None:
+    given = keys.recall.tokenizer if keys.recall else None
+    if keys.model in context.earlier and given is None:
         # The tokenizer that training leaves beside a model begins texts as the training's documents do.
-        data = context.earlier[stage.model].stage.model_dump().get("data")
-        return None if data is None else _of_stage_or_shards("model", data, data, context)
-    reference = stage.recall_tokenizer(context) if stage.recall else resolve_model(stage.model, {}).tokenizer
-    return Beginning.of_tokenizer(reference, stage.bos) if reference else None
+        trained = context.earlier[keys.model].keys
+        if not isinstance(trained, TrainKeys):
+            return None
+        return _of_stage_or_shards("model", trained.data, trained.data, context)
+    reference = recall_tokenizer(keys, context) if keys.recall else resolve_model(keys.model, {}).tokenizer
+    return Beginning.of_tokenizer(reference, keys.bos) if reference else None
 
 
 def _of_stage_or_shards(key: str, name: str, folder: str, context: CheckContext) -> Beginning | None:
@@ -118,9 +124,9 @@ def _of_stage_or_shards(key: str, name: str, folder: str, context: CheckContext)
     try:
         if name not in context.earlier:
             return Beginning.of_data(read_manifest(folder).tokenizer)
-        prepared = context.earlier[name].stage.model_dump()
-        if "tokenizer" not in prepared:
+        prepared = context.earlier[name].keys
+        if not isinstance(prepared, PrepareKeys):
             return None
-        return Beginning.of_tokenizer(prepared["tokenizer"], prepared.get("bos", "auto"))
+        return Beginning.of_tokenizer(prepared.tokenizer, prepared.bos)
     except EspanError as error:
         raise InvalidKeyError(key, str(error)) from error

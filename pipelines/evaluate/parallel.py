@@ -15,6 +15,7 @@ from pipelines.errors import EspanError
 from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
+from pipelines.models.fitting import attention_config
 from pipelines.models.references import ModelSource, load_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.needles.compose import RecallSample, recall_prompt
@@ -70,7 +71,7 @@ class Scorer:
             multiply_in_float32(torch.device("cuda"))
         model = load_model(self.model, dtype=self.dtype, merge=True).requires_grad_(False)
         if self.attention.kind != "full":
-            attach(model, self.attention.build(self.seed))
+            attach(model, attention_config(self.attention, self.seed))
         return model.to("cuda" if self.gpus else "cpu")
 
     def score(self, unit: Unit, model: nn.Module) -> Outcome:

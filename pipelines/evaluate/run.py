@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.beginning import of_source
-from pipelines.evaluate.check import EvaluateStage, PerplexitySection
+from pipelines.evaluate.check import reservation
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
 from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, Scores
@@ -22,57 +23,74 @@ from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import pinned
-from pipelines.recipe.keys.section import Context
-from pipelines.run.lineage import dependency_versions, machine
+from pipelines.prepare.shards import split_folder
+from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.precision import NoBfloat16Error, choose_precision, without_bf16
 from pipelines.system.reserved_tasks import memory_to_reserve
+from pipelines.system.versions import dependency_versions, machine
 from pipelines.system.worker_resources import as_many_as_fit, check_room
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DECISIVE = ("python", "torch", "transformers", "peft", "expansion-span")
 
 
-def evaluate(stage: EvaluateStage, context: Context) -> Scores:
-    """Scores `stage.model` and writes the outcome of each prompt and document to `samples.jsonl`.
+def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
+    """Scores the model, writes `scores.json` and `samples.jsonl`, and returns the scores by length."""
+    scores = evaluate(keys, context)
+    scores.write(context.output)
+    recall = {length: scores.recall_at(length) for length in scores.recall_lengths}
+    perplexity = {score.length: score.perplexity for score in scores.perplexity}
+    headline = []
+    if recall:
+        longest = max(recall)
+        headline.append(f"recall {recall[longest]:.1%} at {longest:,}")
+    if perplexity:
+        longest = max(perplexity)
+        headline.append(f"perplexity {perplexity[longest]:.2f} at {longest:,}")
+    return {"headline": ", ".join(headline), "recall": recall, "perplexity": perplexity}
+
+
+def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
+    """Scores `keys.model` and writes the outcome of each prompt and document to `samples.jsonl`.
 
     Raises:
         EspanError: no document is long enough, a worker fails, or a loss is not a number.
     """
     started = time.monotonic()
     there = cluster_capacity()
-    workers = stage.reservation(there)
+    workers = reservation(keys, there)
     check_room(workers, there)
-    choice = choose_precision(stage.precision, workers)
-    windows = _windows(stage.perplexity, context) if stage.perplexity else None
-    model = resolve_model(stage.model, context.inputs)
-    tokenizer = (stage.recall.tokenizer or model.tokenizer) if stage.recall else None
-    if stage.recall and tokenizer is None:
+    choice = choose_precision(keys.precision, workers)
+    windows = _windows(keys.perplexity, context) if keys.perplexity else None
+    model = resolve_model(keys.model, context.inputs)
+    tokenizer = (keys.recall.tokenizer or model.tokenizer) if keys.recall else None
+    if keys.recall and tokenizer is None:
         raise EspanError(
-            f"model '{stage.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
+            f"model '{keys.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
         )
     widest = torch.float32 if choice.assumed else _DTYPES[choice.precision]
     needed = loaded_bytes(model, widest)
     memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
-    bos = of_source(stage, model, tokenizer, windows.shards if windows else None)
+    bos = of_source(keys, model, tokenizer, windows.shards if windows else None)
     scorer = Scorer(
         model=model,
         tokenizer=tokenizer and pinned(tokenizer),
-        attention=stage.attention,
+        attention=keys.attention,
         dtype=_DTYPES[choice.precision],
         seed=context.seed,
         windows=replace(windows, bos=bos) if windows else None,
         bos=bos,
-        scored=stage.perplexity.scored_tokens if stage.perplexity else 0,
-        cpus=stage.resources.cpus,
+        scored=keys.perplexity.scored_tokens if keys.perplexity else 0,
+        cpus=keys.resources.cpus,
         gpus=int(workers.gpus),
         check_bf16=choice.assumed,
         memory=memory,
     )
-    units = _units(stage, windows)
+    units = _units(keys, windows)
     each = {**workers.resources, "memory": float(memory)}
-    count = min(stage.workers or as_many_as_fit(each, there), len(units))
+    count = min(keys.workers or as_many_as_fit(each, there), len(units))
     context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
     context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
     score = partial(
@@ -95,8 +113,8 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
     )
     versions = dependency_versions()
     return Scores(
-        model=stage.written.model,
-        attention=stage.attention.model_dump(mode="json"),
+        model=keys.written.model,
+        attention=keys.attention.model_dump(mode="json"),
         precision=choice.precision,
         seed=context.seed,
         recall=tuple(
@@ -113,17 +131,18 @@ def evaluate(stage: EvaluateStage, context: Context) -> Scores:
 
 def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
     shards = context.inputs[keys.data].path if keys.data in context.inputs else keys.data
-    return find_windows(keys.folder(shards), longest=max(keys.lengths), windows=keys.rows)
+    return find_windows(split_folder(shards, keys.split), longest=max(keys.lengths), windows=keys.rows)
 
 
-def _units(stage: EvaluateStage, windows: WindowSource | None) -> list[Unit]:
+def _units(keys: EvaluateKeys, windows: WindowSource | None) -> list[Unit]:
     units: list[Unit] = []
-    if stage.recall:
-        keys = stage.recall
-        units += recall_units(keys.tasks, keys.lengths, keys.samples, tokens_per_batch=stage.tokens_per_batch)
-    if stage.perplexity and windows:
-        lengths, found = stage.perplexity.lengths, len(windows.ends)
-        units += perplexity_units(lengths, found, tokens_per_batch=stage.tokens_per_batch)
+    if recall := keys.recall:
+        units += recall_units(
+            recall.tasks, recall.lengths, recall.samples, tokens_per_batch=keys.tokens_per_batch
+        )
+    if keys.perplexity and windows:
+        lengths, found = keys.perplexity.lengths, len(windows.ends)
+        units += perplexity_units(lengths, found, tokens_per_batch=keys.tokens_per_batch)
     return units
 
 

@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.needles.compose import RecallTask
+from pipelines.recipe.keys.needles import RecallTask
 
 
 @dataclass(frozen=True)

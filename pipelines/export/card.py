@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 import se_model
+from pipelines.context import Context
 from pipelines.evaluate.scores import Scores
-from pipelines.export.check import ExportStage, Form
-from pipelines.models import builtin
 from pipelines.models.files import is_place
-from pipelines.models.hub import split_reference
 from pipelines.models.references import ModelSource
-from pipelines.recipe.keys.section import Context
-from pipelines.run.lineage import code_version, dependency_versions
+from pipelines.recipe.keys.export import ExportKeys, Form
+from pipelines.recipe.references import is_builtin, split_reference
+from pipelines.system.versions import code_version, dependency_versions
 
 _FOLDER = "path/to/this/folder"
 _VERSIONS = ("python", "torch", "transformers", "peft", "expansion-span")
@@ -34,7 +33,7 @@ class Check:
 def model_card(
     form: Form,
     source: ModelSource,
-    stage: ExportStage,
+    stage: ExportKeys,
     context: Context,
     check: Check,
     beginning: str | None = None,
@@ -44,7 +43,7 @@ def model_card(
     `beginning` is the token that the tokenizer in the card's folder puts before a text: empty for none, None
     where there is no tokenizer.
     """
-    recipe = context.recipe.as_dict()
+    recipe = context.recipe
     parts = [
         _front_matter(form, source),
         f"# {recipe['name']}",
@@ -62,13 +61,13 @@ def _front_matter(form: Form, source: ModelSource) -> str:
         "library_name": "transformers" if form == "merged" else "peft",
         "pipeline_tag": "text-generation",
     }
-    if not is_place(source.base) and not builtin.is_builtin(source.base):
+    if not is_place(source.base) and not is_builtin(source.base):
         fields["base_model"] = split_reference(source.base)[0]
     fields["tags"] = ["long-context", "expansion-span", "state-space-model"]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
 
 
-def _what(form: Form, source: ModelSource, stage: ExportStage, recipe: dict[str, Any]) -> str:
+def _what(form: Form, source: ModelSource, stage: ExportKeys, recipe: Mapping[str, Any]) -> str:
     train = recipe["stages"].get(stage.model, {}).get("train")
     if train is None:
         return f"`{stage.model}`, as a checkpoint of its own."
@@ -91,7 +90,7 @@ def _use(form: Form, source: ModelSource, model_class: str) -> str:
     family = model_class if own else "AutoModelForCausalLM"
     tokenizer = ["AutoTokenizer"] if source.tokenizer is not None else []
     from_transformers = ", ".join([*([] if own else [family]), *tokenizer])
-    ships = form == "adapter" and builtin.is_builtin(source.base)
+    ships = form == "adapter" and is_builtin(source.base)
     lines = [
         *(["from peft import PeftModel"] if form == "adapter" else []),
         *([f"from transformers import {from_transformers}"] if from_transformers else []),
@@ -111,7 +110,7 @@ def _use(form: Form, source: ModelSource, model_class: str) -> str:
 
 def _from(base: str) -> str:
     """Returns the arguments of `from_pretrained` for a base model, as Python."""
-    if builtin.is_builtin(base):
+    if is_builtin(base):
         return f'builtin("{base}")'
     name, revision = (base, "") if is_place(base) else split_reference(base)
     return f'"{name}", revision="{revision}"' if f"@{revision}" in base else f'"{name}"'
@@ -174,7 +173,7 @@ def _checked(form: Form, check: Check) -> str:
     )
 
 
-def _origin(recipe: dict[str, Any]) -> str:
+def _origin(recipe: Mapping[str, Any]) -> str:
     written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
     versions = dependency_versions()
     named = ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if name in versions)

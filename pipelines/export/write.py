@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.export.card import Check, model_card
-from pipelines.export.check import ExportStage, Form
+from pipelines.export.memory import PROBE_ROWS, PROBE_TOKENS
 from pipelines.models.bos import own_bos
 from pipelines.models.files import is_place, local_folder
-from pipelines.models.hub import split_reference
 from pipelines.models.loading import Opened, open_adapted, open_base
 from pipelines.models.merging import stored_dtype, write_merged
 from pipelines.models.references import ModelSource, load_model, resolve_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.models.weights.streamed import streamed_logits
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.export import ExportKeys, Form
+from pipelines.recipe.references import split_reference
 from pipelines.system import storage
 from pipelines.system.plain_path import plain_path
 
-PROBE_ROWS, PROBE_TOKENS = 4, 64
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference between logits, as a share of the largest logit: merging rounds once per weight, loading
 # an adapter again rounds nothing. The arithmetic is float32 on either side.
@@ -39,7 +39,7 @@ _MERGED_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
 _ROUNDED_TOLERANCE, _ADAPTER_TOLERANCE = 0.1, 1e-6
 
 
-def export(stage: ExportStage, context: Context, whole: bool = False) -> list[dict[str, Any]]:
+def export(stage: ExportKeys, context: Context, whole: bool = False) -> list[dict[str, Any]]:
     """Writes every form of `stage.forms` below `context.output`.
 
     Weights are read, merged, written and proved with one layer in memory at a time, or with the `whole` model
@@ -102,7 +102,7 @@ def probe_logits(model: Any) -> Tensor:
         return torch.cat([model.eval()(input_ids=row, use_cache=False).logits.float() for row in rows])
 
 
-def _write(form: Form, source: ModelSource, stage: ExportStage, folder: Path, whole: bool = False) -> None:
+def _write(form: Form, source: ModelSource, stage: ExportKeys, folder: Path, whole: bool = False) -> None:
     if form == "merged":
         write_merged(source, folder, _DTYPES[stage.precision] if stage.precision else None, whole)
     else:

@@ -19,6 +19,7 @@ from pipelines.models.weight_files import (
     is_tokenizer_file,
     weights_in,
 )
+from pipelines.recipe.references import is_builtin, is_hub_name
 from pipelines.system import node_cache, storage
 from pipelines.system.plain_path import plain_path
 
@@ -31,11 +32,11 @@ def is_place(reference: str) -> bool:
 
     Else it is a name on the model hub (`[owner/]name[@revision]`), or of what ships with the package.
     """
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         return False
     if storage.is_remote(reference) or reference.startswith((".", "/", "~")):
         return True
-    return storage.is_folder(reference) or not hub.is_hub_name(reference)
+    return storage.is_folder(reference) or not is_hub_name(reference)
 
 
 def local_folder(reference: str) -> Path:
@@ -46,7 +47,7 @@ def local_folder(reference: str) -> Path:
     Raises:
         EspanError: it is not to be had, or a downloaded file is broken.
     """
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         return builtin.builtin(reference)
     if is_place(reference) and not storage.is_remote(reference):
         return plain_path(storage.local_path(reference))
@@ -69,7 +70,7 @@ def configuration_folder(reference: str) -> Path | None:
     Raises:
         EspanError: the model is not to be had.
     """
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         return builtin.builtin(reference)
     if not is_place(reference):
         return hub.fetch(reference, [CONFIG_FILE])
@@ -86,7 +87,7 @@ def check_files(reference: str) -> None:
     Raises:
         EspanError: names the file.
     """
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         return
     if is_place(reference):
         check_model_files(reference)

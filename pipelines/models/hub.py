@@ -15,31 +15,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.errors import EspanError
+from pipelines.recipe.references import split_reference
 
 MARK = "hub:"
 """Begins an external input of a stage that is a hub reference: its commit stands for its content."""
 
-_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MAIN = "main"
 _TIMEOUT_SECONDS = 10.0
 _ANSWER_LASTS_SECONDS = 60.0
 _LINES_SHOWN = 4
 
 _answers: dict[str, tuple[float, bool]] = {}
 _listings: dict[str, frozenset[str]] = {}
-
-
-def is_hub_name(reference: str) -> bool:
-    """Says whether `reference` is spelt like a name on the model hub: `[owner/]name[@revision]`."""
-    name, at, revision = reference.partition("@")
-    return _NAME.fullmatch(name) is not None and bool(revision or not at) and not name.endswith(".json")
-
-
-def split_reference(reference: str) -> tuple[str, str]:
-    """Returns name and revision of a reference; `main` where it gives none."""
-    name, _, revision = reference.partition("@")
-    return name, revision or _MAIN
 
 
 def pinned(reference: str) -> str:

@@ -27,13 +27,14 @@ from pipelines.models.files import (
 )
 from pipelines.models.weight_files import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from pipelines.recipe.path_keys import MODEL, TOKENIZER
+from pipelines.recipe.references import is_builtin, is_hub_name
 from pipelines.system import storage
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pipelines.recipe.keys.section import CheckContext, StageOutput
+    from pipelines.context import CheckContext, StageOutput
 
 FORMAT = "espan-model/1"
 MODEL_FILE = "model.json"
@@ -77,7 +78,7 @@ def resolve_model(reference: str, inputs: Mapping[str, StageOutput]) -> ModelSou
             neither the local cache nor the hub knows.
     """
     place = inputs[reference].path if reference in inputs else MODEL.absolute(reference, ())
-    if builtin.is_builtin(place):
+    if is_builtin(place):
         return ModelSource(place, tokenizer=_tokenizer_in(str(builtin.builtin(place)), place))
     if not is_place(place):
         return _hub_model(hub.pinned(place))
@@ -144,7 +145,7 @@ def check_model(key: str, reference: str, context: CheckContext) -> None:
         if context.require_stage_or_path(key, reference, kinds=("train",)) is None:
             _check_source(key, reference)
         return
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         try:
             builtin.builtin(reference)
         except InvalidKeyError as error:
@@ -178,7 +179,7 @@ def external_files(reference: str) -> tuple[str, ...]:
 
 
 def _content_of(place: str) -> str:
-    if builtin.is_builtin(place):
+    if is_builtin(place):
         return str(builtin.builtin(place))
     return place if is_place(place) or storage.exists(place) else hub.MARK + place
 
@@ -188,7 +189,7 @@ def plan_of_model(reference: str, context: CheckContext) -> dict[str, str]:
     if reference in context.earlier:
         return {"model": f"what stage '{reference}' trains"}
     source = resolve_model(reference, {})
-    parts = [part for part in (source.base, source.adapter) if part and hub.is_hub_name(part)]
+    parts = [part for part in (source.base, source.adapter) if part and is_hub_name(part)]
     cached = any(not is_place(part) and hub.cached_folder(part) is not None for part in parts)
     return {"model": source.name + (" (from the local cache)" if cached else "")}
 
@@ -229,7 +230,7 @@ def _base_of_adapter(reference: str) -> ModelSource:
     if is_place(base) and storage.exists(storage.join(base, ADAPTER_CONFIG_FILE)):
         raise EspanError(_adapts_an_adapter(file, base))
     revision = configuration.get("revision")
-    if hub.is_hub_name(base) and not is_place(base) and revision and "@" not in base:
+    if is_hub_name(base) and not is_place(base) and revision and "@" not in base:
         base = f"{base}@{revision}"
     try:
         source = resolve_model(base, {})

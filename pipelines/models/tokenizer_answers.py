@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.models.bos import Choice, bos_text, chosen_bos
+from pipelines.models.bos import bos_text, chosen_bos
 from pipelines.models.tokenizers import check_tokenizer, load_tokenizer, local_tokenizer, tokenizer_hash
+from pipelines.recipe.keys.common import BosChoice
 from pipelines.system import storage
 from pipelines.system.answers import remembered
 
@@ -20,7 +21,7 @@ _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".m
 _last: tuple[Any, PreTrainedTokenizerFast] | None = None
 
 
-def bos_of(reference: str, choice: Choice) -> int | None:
+def bos_of(reference: str, choice: BosChoice) -> int | None:
     """Returns the token that texts begin with, as `chosen_bos` of the tokenizer.
 
     Raises:
@@ -32,7 +33,7 @@ def bos_of(reference: str, choice: Choice) -> int | None:
     return bos
 
 
-def bos_text_of(reference: str, bos: int | None, choice: Choice) -> str | None:
+def bos_text_of(reference: str, bos: int | None, choice: BosChoice) -> str | None:
     """Says how texts begin and why, as `bos_text` of the tokenizer.
 
     Raises:

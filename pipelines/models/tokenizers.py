@@ -12,6 +12,7 @@ from pipelines.models import builtin, hub
 from pipelines.models.bos import begin_with, declared_bos, without_bos
 from pipelines.models.files import hub_tokenizer_files, is_place
 from pipelines.models.weight_files import ModelFiles, holds_tokenizer, is_tokenizer_file
+from pipelines.recipe.references import is_builtin
 from pipelines.system import node_cache, storage
 from pipelines.system.plain_path import plain_path
 
@@ -62,7 +63,7 @@ def local_tokenizer(reference: str) -> Path:
     Raises:
         EspanError: there is none.
     """
-    if builtin.is_builtin(reference):
+    if is_builtin(reference):
         return builtin.builtin(reference)
     if storage.is_remote(reference):
         return _download(reference)
@@ -84,7 +85,7 @@ def local_tokenizer(reference: str) -> Path:
 
 def external_files(reference: str) -> tuple[str, ...]:
     """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`."""
-    place = str(builtin.builtin(reference)) if builtin.is_builtin(reference) else reference
+    place = str(builtin.builtin(reference)) if is_builtin(reference) else reference
     if storage.is_folder(place):  # of a model, as a rule, whose weights change no token
         return (storage.join(place, "*token*"),)
     if is_place(place) or storage.exists(place):
@@ -94,7 +95,7 @@ def external_files(reference: str) -> tuple[str, ...]:
 
 def pinned(reference: str) -> str:
     """Returns the reference with the commit that it stands for if it is a name on the model hub."""
-    if builtin.is_builtin(reference) or is_place(reference) or storage.exists(reference):
+    if is_builtin(reference) or is_place(reference) or storage.exists(reference):
         return reference
     return hub.pinned(reference)
 

@@ -13,9 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import TYPE_CHECKING
 
 from pipelines.errors import EspanError
 from pipelines.needles.sentences import (
@@ -32,12 +30,10 @@ from pipelines.needles.sentences import (
 )
 from pipelines.needles.tokens import RunningTokens, running_tokens, token_count
 from pipelines.needles.words import FILLER_SENTENCES, KEYS, VALUES, WORD_CLASSES
+from pipelines.recipe.keys.needles import NeedleDocuments, RecallTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-RecallTask = Literal["single", "multi_key", "multi_query", "variable_tracking"]
-RECALL_TASKS: tuple[RecallTask, ...] = get_args(RecallTask)
 
 _PROMPT_SHAPES: dict[RecallTask, tuple[int, int, int]] = {
     # task: needles, keys linked to a needle, questions
@@ -46,42 +42,6 @@ _PROMPT_SHAPES: dict[RecallTask, tuple[int, int, int]] = {
     "multi_query": (8, 0, 4),
     "variable_tracking": (4, 4, 1),
 }
-
-
-class NeedleDocuments(BaseModel):
-    """What a training document looks like: its length, how many needles it holds, what is asked of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tokens: Annotated[
-        int, Field(ge=16, description="words in a document, the needles and questions included")
-    ]
-    needles: Annotated[
-        int, Field(ge=1, description="keys with a value of their own, at most; at least one")
-    ] = 8
-    questions: Annotated[int, Field(ge=0, description="how often a value is asked for")] = 4
-    links: Annotated[int, Field(ge=0, description="keys that take their value from another key")] = 0
-    ask: Annotated[
-        Literal["end", "anywhere"],
-        Field(description="where the questions stand: after everything else, or anywhere after their needle"),
-    ] = "end"
-
-    @model_validator(mode="after")
-    def _fits(self) -> NeedleDocuments:
-        least = self.needles * word_count(needle("a", "0")) + self.questions * word_count(
-            question_about("a", "0")
-        )
-        least += self.links * word_count(link("a", "b"))
-        if least > self.tokens:
-            raise ValueError(
-                f"{self.needles} needles, {self.links} links and {self.questions} questions take {least} "
-                f"words, more than tokens = {self.tokens}"
-            )
-        if self.needles + self.links > len(KEYS):
-            raise ValueError(
-                f"{self.needles} needles and {self.links} links: there are only {len(KEYS)} different keys"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,3 @@ lengths alone; shards are then written in parallel to that plan. So the result d
 what and when, memory is bounded whatever the corpus' size, and an interrupted run goes on from its last
 part or shard.
 """
-
-from pipelines.prepare.check import PrepareStage, run
-from pipelines.registry import StageKind, register
-
-KIND = register(StageKind("prepare", PrepareStage, run))

@@ -12,8 +12,10 @@ import numpy as np
 from pipelines.prepare.pack import RowPlan, Segment, draw, held_out, pack
 from pipelines.prepare.parts import PartSummary, part_file, read_array
 from pipelines.prepare.read import Part
-from pipelines.prepare.shards import Packing, SourceEntry, Split
-from pipelines.prepare.sources import NeedlesSource, PathSource
+from pipelines.prepare.shards import SourceEntry, Split
+from pipelines.prepare.sources import label_of
+from pipelines.recipe.keys.common import Packing
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Corpus:
         """Returns the manifest's account of one source in one split, of whose tokens `drawn` were drawn."""
         tokens = int(self.lengths[documents].sum(dtype=np.int64))
         return SourceEntry(
-            source=self.sources[source].label,
+            source=label_of(self.sources[source]),
             weight=self.sources[source].weight,
             documents=len(documents),
             tokens=tokens,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.prepare.shards import Packing
+from pipelines.recipe.keys.common import Packing
 
 POOL_PIECES = 4096
 """How many pieces wait for a row: with more, fewer documents are cut, and the corpus' order is kept less."""

@@ -19,9 +19,8 @@ from pipelines.needles.compose import needle_document
 from pipelines.prepare import decompress, records
 from pipelines.prepare.columns import check_column, contents
 from pipelines.prepare.formats import kind_of
-from pipelines.prepare.sources import NeedlesSource, PathSource, file_size
+from pipelines.prepare.sources import file_size, files_of
 from pipelines.prepare.text import (
-    AUTO_ENCODING,
     TOO_LONG,
     UnusableError,
     cut_lines,
@@ -31,6 +30,8 @@ from pipelines.prepare.text import (
     line_end,
     usable,
 )
+from pipelines.recipe.encodings import AUTO_ENCODING
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 from pipelines.system import storage
 
 _PARQUET_ROWS = 64  # read at a time; documents may be long
@@ -116,7 +117,7 @@ def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator
     target_bytes = -(-target_bytes // _WIDEST_CHARACTER) * _WIDEST_CHARACTER
     group: list[str] = []
     group_bytes = 0
-    for file in source.files():
+    for file in files_of(source):
         size, kind = file_size(file), kind_of(file)
         if kind != "text" or group_bytes + size > target_bytes:
             if group:

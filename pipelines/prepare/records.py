@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipelines.prepare.text import AUTO_ENCODING, LONGEST_DOCUMENT, UnusableError
+from pipelines.prepare.text import LONGEST_DOCUMENT, UnusableError
+from pipelines.recipe.encodings import AUTO_ENCODING
 
 _SHOWN = 200  # characters of a list of fields
 _BLANK = "\ufeff\xef\xbb\xbf \t\r\n"  # a byte-order mark may also come as Latin-1

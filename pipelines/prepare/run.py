@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.models.bos import bos_text, chosen_bos
 from pipelines.models.tokenizers import load_tokenizer, pinned, tokenizer_hash
-from pipelines.prepare.check import PrepareStage
 from pipelines.prepare.corpus import Corpus, SplitPlan
 from pipelines.prepare.execute import map_tasks
 from pipelines.prepare.parts import (
@@ -31,14 +31,14 @@ from pipelines.prepare.shards import (
     ShardEntry,
     Split,
     TokenizerEntry,
-    holdout_folder,
     read_manifest,
+    split_folder,
     write_manifest,
 )
-from pipelines.prepare.sources import PathSource, file_size, passed_over_text, printable
+from pipelines.prepare.sources import file_size, files_of, label_of, passed_over, passed_over_text, printable
 from pipelines.prepare.tokenize import TokenizeTask, tokenize_part
 from pipelines.prepare.write import ShardTask, write_planned_shard
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.prepare import PathSource, PrepareKeys
 from pipelines.system import storage
 
 REJECTS = "rejects.jsonl"
@@ -51,7 +51,7 @@ _VERSION = 1  # of what the files of unfinished work mean; raise it and old ones
 class _Job:
     """One run of the stage; `key` says what all its work is made of."""
 
-    stage: PrepareStage
+    keys: PrepareKeys
     context: Context
     tokenizer: TokenizerEntry
     definition: str
@@ -62,7 +62,7 @@ class _Job:
         return work_folder(self.context.output)
 
     def folder(self, split: Split) -> str:
-        return self.context.output if split == "train" else holdout_folder(self.context.output)
+        return split_folder(self.context.output, split)
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,19 @@ class _PlannedSplit:
     tasks: Sequence[ShardTask]
 
 
-def build(stage: PrepareStage, context: Context) -> dict[str, Any]:
-    """Prepares the shards; see `stage.run`."""
-    job = _job(stage, context)
+def run(keys: PrepareKeys, context: Context) -> dict[str, Any]:
+    """Prepares the shards in `context.output`; work that an interrupted run finished is kept.
+
+    Raises:
+        EspanError: no document is usable, too few for one row, or a file cannot be read to its end.
+    """
+    job = _job(keys, context)
     if not _finished(job):
         corpus = _tokenize(job)
         _write_rejects(job, corpus)
         _refuse_useless_sources(job, corpus)
-        splits: tuple[Split, ...] = ("holdout", "train") if stage.holdout else ("train",)
-        documents = corpus.splits(stage.holdout, context.seed)
+        splits: tuple[Split, ...] = ("holdout", "train") if keys.holdout else ("train",)
+        documents = corpus.splits(keys.holdout, context.seed)
         planned = [_plan(job, corpus, split, documents[split]) for split in splits]
         entries = _write_shards(job, [task for each in planned for task in each.tasks])
         for each in planned:  # `train` comes last: its manifest says that all is done
@@ -89,7 +93,7 @@ def build(stage: PrepareStage, context: Context) -> dict[str, Any]:
     return _result(job)
 
 
-def _job(stage: PrepareStage, context: Context) -> _Job:
+def _job(stage: PrepareKeys, context: Context) -> _Job:
     tokenizer = load_tokenizer(stage.tokenizer)
     if stage.end_of_document and tokenizer.eos_token_id is None:
         what = f"tokenizer '{stage.tokenizer}' has no end-of-document token"
@@ -110,11 +114,11 @@ def _job(stage: PrepareStage, context: Context) -> _Job:
 
 
 def _tokenize(job: _Job) -> Corpus:
-    sources = job.stage.sources
-    for ordinal, over in job.stage.passed_over().items():
-        label = sources[ordinal].label
+    sources = job.keys.sources
+    for ordinal, over in passed_over(job.keys).items():
+        label = label_of(sources[ordinal])
         job.context.progress.message(f"{job.context.name}: {label}: passed over: {passed_over_text(over)}")
-    files = [file for source in sources if isinstance(source, PathSource) for file in source.files()]
+    files = [file for source in sources if isinstance(source, PathSource) for file in files_of(source)]
     part_bytes = sum(map(file_size, files)) // _PARTS
     parts = plan_parts(sources, min(max(part_bytes, _SMALLEST_PART), _LARGEST_PART))
     tasks = [
@@ -128,7 +132,7 @@ def _tokenize(job: _Job) -> Corpus:
         )
         for index, part in enumerate(parts)
     ]
-    end = job.tokenizer.eos_token_id if job.stage.end_of_document else None
+    end = job.tokenizer.eos_token_id if job.keys.end_of_document else None
     function = partial(
         tokenize_part, definition=job.definition, end_of_document=end, bos=job.tokenizer.bos_token_id
     )
@@ -153,14 +157,14 @@ def _write_rejects(job: _Job, corpus: Corpus) -> None:
 def _refuse_useless_sources(job: _Job, corpus: Corpus) -> None:
     for ordinal, source in enumerate(corpus.sources):
         if not corpus.tokens(ordinal):
-            what = f"source '{source.label}' has no usable document"
+            what = f"source '{label_of(source)}' has no usable document"
             rejects = storage.join(job.context.output, REJECTS)
             raise EspanError(f"{what}: {corpus.rejected(ordinal):,} were rejected, {rejects} says why")
 
 
 def _plan(job: _Job, corpus: Corpus, split: Split, documents: list[np.ndarray]) -> _PlannedSplit:
     """Plans the rows of a split, and leaves each shard's plan in the work folder."""
-    stage = job.stage
+    stage = job.keys
     plan = SplitPlan(corpus, documents)
     tasks = []
     for index, lines in enumerate(plan.shards(stage.sequence_length, stage.packing, stage.shard_rows)):
@@ -196,10 +200,10 @@ def _write_shards(job: _Job, tasks: Sequence[ShardTask]) -> dict[ShardTask, Shar
 def _manifest(job: _Job, planned: _PlannedSplit, entries: dict[ShardTask, ShardEntry]) -> Manifest:
     return Manifest(
         split=planned.split,
-        packing=job.stage.packing,
-        sequence_length=job.stage.sequence_length,
+        packing=job.keys.packing,
+        sequence_length=job.keys.sequence_length,
         rows=planned.plan.rows,
-        tokens=planned.plan.rows * job.stage.sequence_length,
+        tokens=planned.plan.rows * job.keys.sequence_length,
         shards=tuple(entries[task] for task in planned.tasks),
         tokenizer=job.tokenizer,
         sources=planned.plan.entries(),
@@ -216,15 +220,13 @@ def _finished(job: _Job) -> bool:
 
 def _result(job: _Job) -> dict[str, Any]:
     manifest = read_manifest(job.context.output)
-    held_out = read_manifest(job.folder("holdout")).rows if job.stage.holdout else 0
+    held_out = read_manifest(job.folder("holdout")).rows if job.keys.holdout else 0
     rejected = sum(source.rejected_documents for source in manifest.sources)
-    passed_over = {
-        printable(one.place): one.reason for over in job.stage.passed_over().values() for one in over
-    }
+    left_out = {printable(one.place): one.reason for over in passed_over(job.keys).values() for one in over}
     headline = f"{manifest.rows:,} rows of {manifest.sequence_length:,} tokens"
     headline += f", {held_out:,} held out" if held_out else ""
     headline += f", {rejected:,} documents rejected" if rejected else ""
-    headline += f", passed over: {len(passed_over):,}" if passed_over else ""
+    headline += f", passed over: {len(left_out):,}" if left_out else ""
     return {
         "headline": headline,
         "rows": manifest.rows,
@@ -233,7 +235,7 @@ def _result(job: _Job) -> dict[str, Any]:
         "sequence_length": manifest.sequence_length,
         "documents": sum(source.documents for source in manifest.sources),
         "rejected_documents": rejected,
-        "passed_over": passed_over,
+        "passed_over": left_out,
         "left_out_tokens": sum(source.left_out_tokens for source in manifest.sources),
         "dropped_tokens": sum(source.dropped_tokens for source in manifest.sources),
     }

@@ -24,10 +24,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import EspanError
+from pipelines.recipe.keys.common import Packing
 from pipelines.system import node_cache, storage
 
 MANIFEST = "manifest.json"
-Packing = Literal["documents", "concatenate"]
 Split = Literal["train", "holdout"]
 Count = Annotated[int, Field(ge=0)]
 
@@ -193,6 +193,11 @@ def read_manifest(folder: str) -> Manifest:
         raise EspanError(
             f"{path}: not a manifest of format espan-shards/1: {where}: {first['msg']}"
         ) from error
+
+
+def split_folder(folder: str, split: Split) -> str:
+    """Returns the folder of the rows of `split`, below the folder of a prepare stage."""
+    return holdout_folder(folder) if split == "holdout" else folder
 
 
 def holdout_folder(folder: str) -> str:

@@ -1,108 +1,59 @@
-"""What a corpus is made of, as a recipe says it: files of text, and generated documents with needles."""
+"""The files of a corpus' sources: which are read, which are passed over, how they begin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
-
-from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipelines.errors import InvalidKeyError
-from pipelines.needles.compose import NeedleDocuments
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
-from pipelines.prepare.text import known_encoding
-from pipelines.recipe.keys.section import Section
-from pipelines.recipe.path_keys import Path
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, PrepareKeys, Source
 from pipelines.system import storage
 from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.system.listing import Listing, PassedOver, list_files
 
-Weight = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
-
-
-class PathSource(Section):
-    """Documents in files.
-
-    A `.txt` file is one document; a `.jsonl` or `.ndjson` file has one on each line, a `.json` file likewise,
-    or in each element of an array, or is one; a `.parquet` file has one in each row; in the field `text`. All
-    but the last may be compressed: `.gz`, `.zst`, `.bz2`, `.xz`. Case does not matter. Byte-order marks are
-    stripped, and line ends of text files become line feeds.
-
-    Attributes:
-        path: a file, a folder (everything below it whose ending is known) or a pattern; a path or an fsspec
-            URL. See `pipelines.system.listing`.
-        text: the field of a JSON object or Parquet row that holds the document.
-        weight: this source's share of all drawn tokens, see `PrepareStage`.
-        encoding: of text and JSON: any of Python's, or `auto`: by the byte-order mark, else UTF-8 and, where
-            a document is not valid UTF-8, Latin-1.
-    """
-
-    path: Path
-    text: Annotated[str, Field(min_length=1)] = "text"
-    weight: Weight = None
-    encoding: str = "utf-8"
-
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, encoding: str) -> str:
-        return known_encoding(encoding)
-
-    @property
-    def label(self) -> str:
-        """What manifests call this source: its path as the recipe has it."""
-        return printable(self.written.path)
-
-    def files(self) -> list[str]:
-        """Returns the files of this source, sorted.
-
-        Raises:
-            InvalidKeyError: nothing is there, or nothing with a known ending.
-        """
-        found = list_files(self.path)
-        usable = [file for file in found.files if kind_of(file)]
-        if not usable:
-            raise InvalidKeyError("path", self._nothing(found))
-        return usable
-
-    def passed_over(self) -> list[PassedOver]:
-        """Returns what lies among this source's files and is not read, sorted."""
-        found = list_files(self.path)
-        unknown = [PassedOver(file, UNKNOWN_ENDING) for file in found.files if not kind_of(file)]
-        return sorted([*unknown, *found.passed_over], key=lambda one: one.place)
-
-    def _nothing(self, found: Listing) -> str:
-        if found.files:
-            return f"no file of '{self.path}' has a known ending ({endings()})"
-        if found.passed_over:
-            first = found.passed_over[0]
-            return f"no file matches '{self.path}': {first.place} is passed over ({first.reason})"
-        return f"no file matches '{self.path}'"
-
-
-class NeedlesSource(Section):
-    """Generated documents: filler text with needles and questions about them.
-
-    The documents differ from those of every other source and stage of the recipe, whatever their settings.
-
-    Attributes:
-        needles: what a document looks like.
-        documents: how many to generate.
-        weight: this source's share of all drawn tokens, see `PrepareStage`.
-    """
-
-    needles: NeedleDocuments
-    documents: Annotated[int, Field(ge=1)]
-    weight: Weight = None
-
-    @property
-    def label(self) -> str:
-        """What manifests call this source."""
-        return "needles"
-
-
 _NAMED = 5  # of what is passed over
 UNKNOWN_ENDING = "its ending is not known"
+
+
+def label_of(source: Source) -> str:
+    """Returns what manifests call a source: its path as the recipe has it, or `needles`."""
+    return "needles" if isinstance(source, NeedlesSource) else printable(source.written.path)
+
+
+def files_of(source: PathSource) -> list[str]:
+    """Returns the files of a source, sorted.
+
+    Raises:
+        InvalidKeyError: nothing is there, or nothing with a known ending.
+    """
+    found = list_files(source.path)
+    usable = [file for file in found.files if kind_of(file)]
+    if not usable:
+        raise InvalidKeyError("path", _nothing(source.path, found))
+    return usable
+
+
+def passed_over_by(source: PathSource) -> list[PassedOver]:
+    """Returns what lies among a source's files and is not read, sorted."""
+    found = list_files(source.path)
+    unknown = [PassedOver(file, UNKNOWN_ENDING) for file in found.files if not kind_of(file)]
+    return sorted([*unknown, *found.passed_over], key=lambda one: one.place)
+
+
+def passed_over(keys: PrepareKeys) -> dict[int, list[PassedOver]]:
+    """Returns what lies among each source's files and is not read, by the source's ordinal."""
+    found = {ordinal: passed_over_by(source) for ordinal, source in keys.path_sources.items()}
+    return {ordinal: over for ordinal, over in found.items() if over}
+
+
+def _nothing(path: str, found: Listing) -> str:
+    if found.files:
+        return f"no file of '{path}' has a known ending ({endings()})"
+    if found.passed_over:
+        first = found.passed_over[0]
+        return f"no file matches '{path}': {first.place} is passed over ({first.reason})"
+    return f"no file matches '{path}'"
 
 
 def printable(text: str) -> str:
@@ -142,14 +93,3 @@ def passed_over_text(found: Sequence[PassedOver]) -> str:
     names = [f"{one.place.rsplit('/', 1)[-1]} ({one.reason})" for one in found[:_NAMED]]
     more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
     return printable(f"{len(found):,}: {', '.join(names)}{more}")
-
-
-def _kind(value: Any) -> str:
-    is_needles = "needles" in value if isinstance(value, dict) else isinstance(value, NeedlesSource)
-    return "needles source" if is_needles else "path source"
-
-
-Source = Annotated[
-    Annotated[PathSource, Tag("path source")] | Annotated[NeedlesSource, Tag("needles source")],
-    Discriminator(_kind),
-]

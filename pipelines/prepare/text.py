@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import encodings.aliases
 from collections.abc import Iterable, Iterator
 
-from pipelines.errors import InvalidKeyError, nearest
+from pipelines.recipe.encodings import AUTO_ENCODING
 
-AUTO_ENCODING = "auto"
 LONGEST_DOCUMENT = 1 << 30
 """Bytes of a document, or of a line that holds one; what is longer is rejected, and never held in memory."""
 
@@ -22,37 +20,10 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_NOT_FOR_FILES = ("idna", "punycode", "undefined")
 
 
 class UnusableError(ValueError):
     """Why a document cannot be used."""
-
-
-def known_encoding(name: str) -> str:
-    """Returns Python's name of an encoding of text, or `auto`.
-
-    Raises:
-        InvalidKeyError: there is no such encoding; with the nearest spelling.
-    """
-    if name == AUTO_ENCODING:
-        return name
-    found = _text_codec(name)
-    if found is None:
-        known = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}
-        spelt = [each.replace("_", "-") for each in sorted(known) if _text_codec(each)]
-        suggestion = nearest(name.replace("_", "-"), [*spelt, AUTO_ENCODING])
-        raise InvalidKeyError("", f"unknown encoding '{name}'; try utf-8, latin-1 or auto", suggestion)
-    return found
-
-
-def _text_codec(name: str) -> str | None:
-    """Returns Python's name of an encoding that files of text may have, or None."""
-    try:
-        found = codecs.lookup(name)
-    except (LookupError, ValueError):  # ValueError: a null character
-        return None
-    return found.name if found._is_text_encoding and found.name not in _NOT_FOR_FILES else None
 
 
 def exact_encoding(encoding: str, head: bytes) -> str:

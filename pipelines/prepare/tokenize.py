@@ -25,7 +25,7 @@ from pipelines.prepare.parts import (
     write_summary,
 )
 from pipelines.prepare.read import Document, Part, Reject, read_part
-from pipelines.prepare.sources import NeedlesSource, PathSource
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 from pipelines.system import storage
 
 _BATCH_CHARACTERS = 1 << 18  # tokenising takes some 250 bytes of memory for each character

@@ -17,7 +17,8 @@ from pipelines.prepare.parts import (
     shard_file,
     write_summary,
 )
-from pipelines.prepare.shards import Packing, ShardEntry, Split, write_shard
+from pipelines.prepare.shards import ShardEntry, Split, write_shard
+from pipelines.recipe.keys.common import Packing
 from pipelines.system import storage
 
 PLAN_COLUMNS = 4

@@ -14,14 +14,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from pipelines import kinds as _kinds  # noqa: F401 (declares the kinds that ship)
 from pipelines.errors import InvalidKeyError, RecipeError, did_you_mean, nearest, split_key
-from pipelines.recipe.keys.section import ALL_EARLIER, Section, Stage
+from pipelines.kinds import StageKind, stage_kind
+from pipelines.recipe.keys.section import ALL_EARLIER, Section, StageKeys
 from pipelines.recipe.path_keys import NotEmpty
 from pipelines.recipe.problems import coerced_values, validation_problems
 from pipelines.recipe.variables import fill_in, override
 from pipelines.recipe.yaml_source import YamlSource, read_yaml
-from pipelines.registry import StageKind, stage_kind
 
 RESERVED_NAMES = frozenset({"all", "builtin", "new", "none"})
 """Words that mean something else where a stage may be named."""
@@ -48,14 +47,14 @@ class ResolvedStage:
 
     Attributes:
         name: as the recipe names it.
-        kind: its kind in the registry's table.
-        stage: its keys, parsed, and its paths absolute; `stage.written` has them as the recipe does.
+        kind: its row in the table of kinds.
+        keys: parsed, and their paths absolute; `keys.written` has them as the recipe does.
         depends: the names of the earlier stages it uses, in the recipe's order.
     """
 
     name: str
     kind: StageKind
-    stage: Stage
+    keys: StageKeys
     depends: tuple[str, ...]
 
 
@@ -72,13 +71,11 @@ class ResolvedRecipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the recipe with every default spelt out, JSON-able; it parses to the same recipe."""
-        stages = {
-            s.name: {s.kind.name: s.stage.written.model_dump(mode="json")} for s in self.stages.values()
-        }
+        stages = {s.name: {s.kind.name: s.keys.written.model_dump(mode="json")} for s in self.stages.values()}
         return {"name": self.name, "workspace": self.workspace, "seed": self.seed, "stages": stages}
 
     def problem(self, stage: str, error: InvalidKeyError) -> str:
-        """Returns the line that reports what a stage's `check` refused."""
+        """Returns the line that reports what a stage's check refused."""
         kind = self.stages[stage].kind.name
         return self.source.problem(
             ("stages", stage, kind, *split_key(error.key)), error.what, error.suggestion
@@ -146,9 +143,7 @@ def _resolve_stage(
         what = "a stage's name is made of lower-case letters, digits, - and _, and begins with a letter"
         raise RecipeError(source.problem(place, what))
     if name in RESERVED_NAMES:
-        raise RecipeError(
-            source.problem(place, f"'{name}' has a meaning of its own; name the stage otherwise")
-        )
+        raise RecipeError(source.problem(place, f"'{name}' is reserved; choose another name"))
     if len(body) != 1:
         raise RecipeError(source.problem(place, f"needs exactly one kind of stage, not {len(body)}"))
     written_kind, keys = next(iter(body.items()))
@@ -157,20 +152,20 @@ def _resolve_stage(
         kind = stage_kind(written_kind)
     except InvalidKeyError as error:
         raise RecipeError(source.problem(place, error.what, error.suggestion)) from error
-    stage = _parse(kind.model, {} if keys is None else keys, source, place)
-    depends = _depends(stage, name, earlier, every, source, place)
-    return ResolvedStage(name, kind, stage.absolute(earlier), depends)
+    parsed: StageKeys = _parse(kind.keys_class, {} if keys is None else keys, source, place)
+    depends = _depends(parsed, name, earlier, every, source, place)
+    return ResolvedStage(name, kind, parsed.absolute(earlier), depends)
 
 
 def _depends(
-    stage: Stage,
+    keys: StageKeys,
     name: str,
     earlier: tuple[str, ...],
     every: tuple[str, ...],
     source: YamlSource,
     place: tuple[str | int, ...],
 ) -> tuple[str, ...]:
-    named = stage.references()
+    named = keys.references()
     if ALL_EARLIER in named:
         return earlier
     for value in named:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from pipelines.models import builtin, hub
+from pipelines.recipe.references import is_builtin, is_hub_name
 from pipelines.system.locations import absolute, is_remote, local_path
 
 
@@ -37,14 +37,14 @@ class Reference:
 
         A word without a slash that is no path is taken for a misspelt name, and stays as well.
         """
-        if (self.stage and written in stages) or builtin.is_builtin(written) or is_remote(written):
+        if (self.stage and written in stages) or is_builtin(written) or is_remote(written):
             return written
         there = os.path.isdir if self.folder else os.path.exists
         return written if self._may_be_name(written) and not there(local_path(written)) else absolute(written)
 
     def _may_be_name(self, written: str) -> bool:
         if self.hub:
-            return hub.is_hub_name(written)
+            return is_hub_name(written)
         return self.stage and "/" not in written and not written.startswith((".", "~"))
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import EspanError
-from pipelines.registry import stage_kind, stage_kinds
-from pipelines.run.lineage import FINISHED, STARTED, read_record
+from pipelines.kinds import KINDS
+from pipelines.records import FINISHED, STARTED, read_record
 from pipelines.system import storage
 
 
@@ -119,5 +119,5 @@ def _current(recipe: Mapping[str, Any], records: Mapping[str, dict[str, Any]]) -
 
 def _decisive(kind: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `keys` without those that say only how the work is done; they may change from run to run."""
-    execution = stage_kind(kind).model.execution_keys if kind in stage_kinds() else frozenset()
+    execution = KINDS[kind].keys_class.execution_keys if kind in KINDS else frozenset()
     return {key: value for key, value in keys.items() if key not in execution}

@@ -1,31 +1,23 @@
-"""The report stage: one page about everything the run has done so far."""
+"""Writes a run's report: one page about everything that it has done so far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.recipe.keys.section import ALL_EARLIER, Context, Stage
+from pipelines.context import Context
+from pipelines.recipe.keys.report import ReportKeys
+from pipelines.report.page import render
+from pipelines.report.records import read_run
 from pipelines.system import storage
 
 PAGE = "report.html"
 
 
-class ReportStage(Stage):
-    """The keys below `report:`; there are none."""
-
-    def references(self) -> tuple[str, ...]:
-        """Everything before it."""
-        return (ALL_EARLIER,)
-
-
-def run(stage: ReportStage, context: Context) -> Mapping[str, Any]:
+def run(keys: ReportKeys, context: Context) -> Mapping[str, Any]:
     """Writes `report.html` into the stage's folder."""
-    from pipelines.report.page import render
-    from pipelines.report.records import read_run
-
     page = storage.join(context.output, PAGE)
-    record = read_run(context.workspace, context.recipe.as_dict())
+    record = read_run(context.workspace, context.recipe)
     storage.write_text_atomic(page, render(record))
     return {"headline": PAGE, "page": page}
 
@@ -36,9 +28,6 @@ def build(workspace: str) -> str:
     Raises:
         EspanError: no stage has finished there.
     """
-    from pipelines.report.page import render
-    from pipelines.report.records import read_run
-
     page = storage.join(workspace, PAGE)
     storage.write_text_atomic(page, render(read_run(workspace)))
     return page

@@ -1,29 +1,21 @@
-"""What a stage was made from: its fingerprint, and the record that says it is finished.
-
-A stage is finished when `<workspace>/<stage>/stage.json` holds its fingerprint. That file is written last and
-atomically; `started.json` is written first, so that an unfinished folder says what it was going to be.
-"""
+"""What a stage is made from: its fingerprint, and what its records say (see `pipelines.records`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from pipelines.models import hub
 from pipelines.recipe.parse import ResolvedRecipe, ResolvedStage
+from pipelines.records import FORMAT
+from pipelines.run.stages import check_of
 from pipelines.system import storage
+from pipelines.system.versions import code_version, dependency_versions, machine
 
-FORMAT = "espan-stage/1"
-FINISHED, STARTED = "stage.json", "started.json"
 _HASHES = ".hashes.json"
 
 
@@ -48,26 +40,27 @@ def identify(
     """Returns the identity of `stage`, given those of the stages before it.
 
     A place among its `external_inputs` that names an earlier stage, or lies below one, is covered by that
-    stage's fingerprint; one where nothing is counts as nothing: `Stage.check` says whether it must be there.
+    stage's fingerprint. Paths that do not exist are ignored: the stage's check says whether they must exist.
     A name on the model hub counts by its commit.
 
     Raises:
         EspanError: nobody knows which commit a name on the hub stands for.
     """
     inputs = {name: known[name].fingerprint for name in stage.depends}
+    check = check_of(stage.kind)
     outside = [
         place
-        for place in stage.stage.external_inputs()
+        for place in check.external_inputs(stage.keys)
         if place.removeprefix(hub.MARK).split("/")[0] not in inputs
     ]
-    files = {file: hashes.of(file) for file in stage.stage.files_read()}
+    files = {file: hashes.of(file) for file in check.files_read(stage.keys)}
     for place in outside:
         if place.startswith(hub.MARK):
             files[place] = hub.pinned(place.removeprefix(hub.MARK))
         else:
             files |= {file: hashes.of(file) for file in storage.glob(place)}
     # As written: absolute paths would make a moved checkout another input.
-    keys = stage.stage.written.model_dump(mode="json", exclude=set(stage.stage.execution_keys))
+    keys = stage.keys.written.model_dump(mode="json", exclude=set(stage.keys.execution_keys))
     # Names without folders: the same files elsewhere, as in a moved checkout, are the same input.
     contents = [[os.path.basename(file), content] for file, content in files.items()]
     content = {
@@ -121,15 +114,6 @@ class FileHashes:
             self.changed = False
 
 
-def read_record(output: str, name: str = FINISHED) -> dict[str, Any] | None:
-    """Returns a stage's record; None when there is none, or none that can be read."""
-    try:
-        record = storage.read_json(storage.join(output, name))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
-
-
 def started_record(stage: ResolvedStage, identity: Identity) -> dict[str, Any]:
     """Returns what `started.json` holds."""
     return {
@@ -137,7 +121,7 @@ def started_record(stage: ResolvedStage, identity: Identity) -> dict[str, Any]:
         "name": stage.name,
         "kind": stage.kind.name,
         "fingerprint": identity.fingerprint,
-        "keys": stage.stage.written.model_dump(mode="json"),
+        "keys": stage.keys.written.model_dump(mode="json"),
         "inputs": dict(identity.inputs),
         "files": dict(identity.files),
     }
@@ -168,36 +152,3 @@ def finished_record(
         "versions": dependency_versions(),
         "machine": machine(),
     }
-
-
-@cache
-def dependency_versions() -> dict[str, str]:
-    """Returns the version of every installed distribution, and of Python."""
-    found = {
-        dist.metadata["Name"].lower(): dist.version
-        for dist in metadata.distributions()
-        if dist.metadata["Name"]
-    }
-    return {"python": platform.python_version(), **dict(sorted(found.items()))}
-
-
-@cache
-def code_version() -> dict[str, str]:
-    """Returns the version of this package and, in a git checkout, the commit it is at."""
-    version = dependency_versions().get("expansion-span", "not installed")
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return {"version": version}
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"version": version, "commit": f"unknown ({type(error).__name__})"}
-    return {"version": version, "commit": done.stdout.strip()}
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the stage ran on."""
-    from pipelines.system.machine import cpu_count, total_memory
-
-    return {"platform": platform.platform(), "cpus": cpu_count(), "memory_bytes": total_memory()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.errors import EspanError, RecipeError
 from pipelines.recipe.parse import read_recipe
 from pipelines.run.lineage import FileHashes
+from pipelines.run.stages import check_of
 from pipelines.run.workspace import State, check_context, problem, survey, workspace_of
 
 ACTIONS = {
@@ -52,7 +53,7 @@ def plan_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         stage = standing.stage
         context = replace(check_context(recipe, stage, workspace, planning=True), state=str(standing.state))
         try:
-            details = stage.kind.describe(stage.stage, context)
+            details = check_of(stage.kind).plan(stage.keys, context)
         except (EspanError, ValueError, OSError) as error:
             raise RecipeError([problem(recipe, stage, error)]) from error
         plans.append(

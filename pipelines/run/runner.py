@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.context import Context, StageOutput
 from pipelines.errors import EspanError, InterruptedRunError
-from pipelines.recipe.keys.section import Context, StageOutput
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
 from pipelines.recipe.yaml_source import one_line
-from pipelines.run.lineage import FINISHED, STARTED, FileHashes, finished_record, started_record
+from pipelines.records import FINISHED, STARTED
+from pipelines.run.lineage import FileHashes, finished_record, started_record
 from pipelines.run.lock import WorkspaceLock, workspace_lock
+from pipelines.run.stages import runner_of
 from pipelines.run.stop_signals import StopRequested, stop_signals
 from pipelines.run.workspace import Standing, State, set_aside, survey, workspace_of
 from pipelines.system import storage
@@ -137,13 +139,12 @@ def _run_stage(
         seed=recipe.seed,
         inputs={name: outputs[name] for name in stage.depends},
         workspace=workspace,
-        recipe=recipe,
+        recipe=recipe.as_dict(),
         progress=progress,
-        resuming=standing.state is State.UNFINISHED,
     )
     began, clock = _now(), time.monotonic()
     try:
-        result = stage.kind.run(stage.stage, context)
+        result = runner_of(stage.kind)(stage.keys, context)
         seconds = time.monotonic() - clock
         record = finished_record(recipe, started, result, began, _now(), seconds)
         lock.confirm()
@@ -177,7 +178,7 @@ def _output(standing: Standing, record: Mapping[str, Any]) -> StageOutput:
         path=standing.output,
         result=record["result"],
         fingerprint=record["fingerprint"],
-        stage=stage.stage,
+        keys=stage.keys,
     )
 
 

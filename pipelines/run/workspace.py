@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from pipelines.context import CheckContext, EarlierStage
 from pipelines.errors import EspanError, InvalidKeyError, RecipeError
-from pipelines.recipe.keys.section import CheckContext, EarlierStage
 from pipelines.recipe.parse import ResolvedRecipe, ResolvedStage
-from pipelines.run.lineage import STARTED, FileHashes, Identity, identify, read_record
+from pipelines.records import STARTED, read_record
+from pipelines.run.lineage import FileHashes, Identity, identify
+from pipelines.run.stages import check_of
 from pipelines.system import storage
 from pipelines.system.cluster_session import in_ray_job
 
@@ -75,7 +77,7 @@ def survey(
     `planning` says that nothing will run here and now; see `CheckContext`.
 
     Raises:
-        RecipeError: what `Stage.check` found, one line each.
+        RecipeError: what the stages' checks found, one line each.
     """
     standings: list[Standing] = []
     problems: list[str] = []
@@ -105,9 +107,7 @@ def check_context(
     for one in recipe.stages.values():
         if one.name == stage.name:
             break
-        earlier[one.name] = EarlierStage(
-            one.name, one.kind.name, one.stage, storage.join(workspace, one.name)
-        )
+        earlier[one.name] = EarlierStage(one.name, one.kind.name, one.keys, storage.join(workspace, one.name))
     output = storage.join(workspace, stage.name)
     return CheckContext(stage.name, output, recipe.seed, workspace, earlier, planning)
 
@@ -143,7 +143,7 @@ def _holds_anything(folder: str) -> bool:
 
 def _check(recipe: ResolvedRecipe, stage: ResolvedStage, context: CheckContext) -> list[str]:
     try:
-        stage.stage.check(context)
+        check_of(stage.kind).check(stage.keys, context)
     except (EspanError, ValueError, OSError) as error:
         return [problem(recipe, stage, error)]
     return []

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 import fsspec
 
-from pipelines.system.locations import filesystem, is_remote
+from pipelines.system.filesystems import filesystem
+from pipelines.system.locations import is_remote
 
 HIDDEN = "hidden, or left behind by another program"
 BROKEN = "a broken link"

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipelines.system.filesystems import filesystem as filesystem
 from pipelines.system.listing import glob as glob
 from pipelines.system.locations import absolute as absolute
-from pipelines.system.locations import filesystem as filesystem
 from pipelines.system.locations import is_remote as is_remote
 from pipelines.system.locations import local_path as local_path
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.models.bos import own_bos
 from pipelines.models.merging import merge_into
 from pipelines.models.references import MODEL_FILE, ModelSource, resolve_model, write_model_file
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import read_manifest
-from pipelines.recipe.keys.section import Context
-from pipelines.recipe.keys.train import NewModel
+from pipelines.recipe.keys.train import NewModel, TrainKeys
 from pipelines.recipe.path_keys import TOKENIZER
 from pipelines.system import storage
 from pipelines.system.precision import Choice, Settled, choose_precision
 from pipelines.system.worker_resources import Reservation
-from pipelines.train.check import TrainStage
+from pipelines.train.resources import in_precision
 from pipelines.train.tokenizer import refuse_other_tokenizer
 from pipelines.train.worker.checkpoints import CheckpointStore
 
@@ -31,7 +31,7 @@ class TrainJob:
     """One training run.
 
     Attributes:
-        stage: the keys; `precision` is never `auto`.
+        keys: of the stage; `precision` is never `auto`.
         model: what training starts from.
         data: folder of the shards.
         tokenizer: reference of the tokenizer of both.
@@ -41,7 +41,7 @@ class TrainJob:
         bos: the token that begins each document, if any.
     """
 
-    stage: TrainStage
+    keys: TrainKeys
     model: ModelSource
     data: str
     tokenizer: str
@@ -53,8 +53,8 @@ class TrainJob:
     @property
     def precision(self) -> Settled:
         """The precision of weights and arithmetic."""
-        assert self.stage.precision != "auto", "resolve_job settles it"
-        return self.stage.precision
+        assert self.keys.precision != "auto", "resolve_job settles it"
+        return self.keys.precision
 
     @property
     def checkpoints(self) -> str:
@@ -64,7 +64,7 @@ class TrainJob:
     def result(self) -> ModelSource:
         """Returns what the stage leaves behind, as `model.json` tells of it."""
         own = f"./{MODEL_FOLDER}"
-        if self.stage.hylora is None:
+        if self.keys.hylora is None:
             return ModelSource(own, tokenizer=own)
         return ModelSource(self._base_from_here(), adapter=own, tokenizer=own)
 
@@ -77,7 +77,7 @@ class TrainJob:
         return path if path.startswith(".") else f"./{path}"
 
 
-def training_precision(stage: TrainStage, output: str, workers: Reservation) -> Choice:
+def training_precision(stage: TrainKeys, output: str, workers: Reservation) -> Choice:
     """Returns the precision to train in: a training that left a checkpoint goes on in the checkpoint's.
 
     Raises:
@@ -91,7 +91,7 @@ def training_precision(stage: TrainStage, output: str, workers: Reservation) -> 
     return Choice(newest.state.precision, f"as in the checkpoint of step {newest.state.step}")
 
 
-def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32") -> TrainJob:
+def resolve_job(stage: TrainKeys, context: Context, precision: Settled = "fp32") -> TrainJob:
     """Looks up the shards and the model, and makes the base of the training where there is none yet.
 
     `precision` is what `precision: auto` comes to; see `training_precision`.
@@ -114,7 +114,7 @@ def resolve_job(stage: TrainStage, context: Context, precision: Settled = "fp32"
         if model.adapter is not None:
             model = _merged_base(model, context)
     return TrainJob(
-        stage=stage.in_precision(precision) if stage.precision == "auto" else stage,
+        keys=in_precision(stage, precision) if stage.precision == "auto" else stage,
         model=model,
         data=data,
         tokenizer=TOKENIZER.absolute(manifest.tokenizer.reference, ()),

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.run.lineage import STARTED, read_record
+from pipelines.records import STARTED, read_record
 from pipelines.system import storage
 from pipelines.train.worker.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
-    from pipelines.recipe.keys.section import CheckContext
+    from pipelines.context import CheckContext
+    from pipelines.recipe.keys.train import TrainKeys
     from pipelines.system.worker_resources import Reservation
-    from pipelines.train.check import TrainStage
 
 RECENT = 50
 """A pace is the median of so many records at most, the newest."""
@@ -80,7 +80,7 @@ def measured_pace(
     return Pace(seconds, len(alike), gpus, alike[-1].get("nodes"))
 
 
-def planned_time(stage: TrainStage, workers: Reservation, context: CheckContext) -> str:
+def planned_time(stage: TrainKeys, workers: Reservation, context: CheckContext) -> str:
     """Returns what `espan plan` says of the time that is left, from steps that ran in the stage's folder."""
     if context.finished:
         return "no steps left"
@@ -110,7 +110,7 @@ def amount(value: float) -> str:
     return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _alike(stage: TrainStage, context: CheckContext) -> bool:
+def _alike(stage: TrainKeys, context: CheckContext) -> bool:
     """Says whether the steps in the stage's folder did the work that the stage's steps will do."""
     started = read_record(context.output, STARTED)
     if started is None:

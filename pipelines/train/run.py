@@ -13,19 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.models.references import write_model_file
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.train import TrainKeys
+from pipelines.records import FAILURE_FILE
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.cluster_session import ray_session
 from pipelines.system.precision import NoBfloat16Error, without_bf16
 from pipelines.system.surroundings import network_switches
 from pipelines.system.worker_resources import Reservation, check_room
-from pipelines.train.check import TrainStage
 from pipelines.train.events import EventQueue, LiveProgress
 from pipelines.train.failures import FinalFailure
 from pipelines.train.job import TrainJob, resolve_job, training_precision
+from pipelines.train.resources import in_precision, reservation
 from pipelines.train.worker.checkpoints import CheckpointStore
 
 if TYPE_CHECKING:
@@ -33,11 +35,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 START_TIMEOUT_SECONDS = 900
-FAILURE_FILE = "failure.txt"
 
 
-def train(stage: TrainStage, context: Context) -> dict[str, Any]:
-    """Runs a train stage to its end; see `pipelines.train.check.run`.
+def run(keys: TrainKeys, context: Context) -> dict[str, Any]:
+    """Trains from the newest checkpoint in the stage's folder on; leaves the model and `model.json` there.
 
     Raises:
         EspanError: training cannot start, diverged, or lost workers more often than `max_failures`.
@@ -50,18 +51,18 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
         # No node of a local cluster is announced to go away; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     capacity = cluster_capacity()
-    workers = stage.reservation(capacity)
+    workers = reservation(keys, capacity)
     check_room(workers, capacity)
-    choice = training_precision(stage, context.output, workers)
-    job = resolve_job(stage, context, choice.precision)
+    choice = training_precision(keys, context.output, workers)
+    job = resolve_job(keys, context, choice.precision)
     context.progress.message(f"{context.name}: workers: {workers}")
     context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
     live = LiveProgress(
         context.progress,
         context.name,
-        stage.steps,
-        stage.tokens_per_step,
-        workers.gpus * stage.workers,
+        keys.steps,
+        keys.tokens_per_step,
+        workers.gpus * keys.workers,
     )
     try:
         try:
@@ -69,14 +70,14 @@ def train(stage: TrainStage, context: Context) -> dict[str, Any]:
         except NoBfloat16Error as error:
             choice = without_bf16(error)
             context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
-            job = replace(job, stage=stage.in_precision(choice.precision))
+            job = replace(job, keys=in_precision(keys, choice.precision))
             outcome = run_workers(job, workers, live)
     except EspanError as error:
         raise EspanError(f"{error}{_tidied(job)}") from error
     finally:
         live.close()
-    if outcome["steps"] != stage.steps:
-        raise EspanError(f"training ended after {outcome['steps']} of {stage.steps} steps")
+    if outcome["steps"] != keys.steps:
+        raise EspanError(f"training ended after {outcome['steps']} of {keys.steps} steps")
     write_model_file(context.output, job.result())
     headline = f"loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
     return {"headline": headline, "precision": job.precision, **outcome}
@@ -117,12 +118,12 @@ def run_workers(
             train_loop_config={"job": job, "events": events},
             torch_config=CheckedTorchConfig("nccl" if on_gpu else "gloo", needs_bf16=check_bf16),
             scaling_config=ScalingConfig(
-                num_workers=job.stage.workers, use_gpu=on_gpu, resources_per_worker=workers.resources
+                num_workers=job.keys.workers, use_gpu=on_gpu, resources_per_worker=workers.resources
             ),
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=folder,
-                failure_config=failure_config(job.stage.max_failures, job.stage.max_preemptions),
+                failure_config=failure_config(job.keys.max_failures, job.keys.max_preemptions),
                 callbacks=[EndAtOnce()],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -175,7 +176,7 @@ def _failure(error: Exception, job: TrainJob) -> EspanError:
     what = lines[-1] if lines else type(error).__name__
     if isinstance(error, WorkerGroupError):
         ranks = ", ".join(map(str, sorted(error.worker_failures)))
-        limit = f"max_failures: {job.stage.max_failures}"
+        limit = f"max_failures: {job.keys.max_failures}"
         what = f"workers ({ranks}) were lost more often than {limit} allows, the last time with: {what}"
     if switches := network_switches():
         what += f" ({', '.join(switches)} set)"

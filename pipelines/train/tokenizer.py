@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from pipelines.context import CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizer_answers import identity_of
 from pipelines.models.tokenizers import pinned
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.keys.prepare import PrepareKeys
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.plan.architecture import described_model
 
-if TYPE_CHECKING:
-    from pipelines.train.check import TrainStage
 
-
-def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:
+def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
     """Refuses data that was, or will be, tokenized otherwise than the model's tokenizer does it.
 
     A model without a tokenizer takes the data's, as far as it has embeddings for it.
@@ -29,7 +26,9 @@ def check_tokenizer_of_data(stage: TrainStage, context: CheckContext) -> None:
     data = _tokenizer_of(stage.data, context)
     own: str | None
     if stage.model in context.earlier:  # which took that of its own data
-        own = _tokenizer_of(context.earlier[stage.model].stage.model_dump()["data"], context).reference
+        trained = context.earlier[stage.model].keys
+        assert isinstance(trained, TrainKeys)  # check_model has seen to it
+        own = _tokenizer_of(trained.data, context).reference
     else:
         own = resolve_model(stage.model, {}).tokenizer
     try:
@@ -71,8 +70,9 @@ def _tokenizer_of(data: str, context: CheckContext) -> TokenizerEntry:
     """Returns what is known of the tokenizer of a prepare stage, which has no hash yet, or of shards."""
     if data not in context.earlier:
         return read_manifest(data).tokenizer
-    reference = context.earlier[data].stage.model_dump()["tokenizer"]
-    return TokenizerEntry(reference=reference, sha256="", vocabulary_size=0, eos_token_id=None)
+    prepared = context.earlier[data].keys
+    assert isinstance(prepared, PrepareKeys)
+    return TokenizerEntry(reference=prepared.tokenizer, sha256="", vocabulary_size=0, eos_token_id=None)
 
 
 def _entry(reference: str) -> TokenizerEntry:

@@ -17,10 +17,10 @@ from transformers import AutoConfig
 from pipelines.models.configuration import Described
 from pipelines.models.tokenizer_answers import bos_of, bos_text_of, check_remembered, identity_of
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.system import answers, installed
 from pipelines.system.answers import remembered
 from pipelines.system.node_cache import VARIABLE
-from pipelines.train.check import TrainStage
 from pipelines.train.plan.memory.count import Counted, Rows
 from tests.pipelines.train.conftest import SPAN
 
@@ -171,7 +171,7 @@ def model_in(folder: Path, **keys: Any) -> Described:
     return Described.in_folder(folder)
 
 
-def train(**keys: Any) -> TrainStage:
+def train(**keys: Any) -> TrainKeys:
     plain = {
         "data": "x",
         "model": "builtin:tiny",
@@ -181,7 +181,7 @@ def train(**keys: Any) -> TrainStage:
         "learning_rate": 1.0,
         "precision": "fp32",
     }
-    return TrainStage.model_validate(plain | keys)
+    return TrainKeys.model_validate(plain | keys)
 
 
 LORA = {"rank": 4, "alpha": 8, "variant": "lora"}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.models.fitting import attention_config
 from pipelines.recipe.keys.attention import Attention, AttentionSection
 from se_model.attentions import ATTENTION_KINDS
 
@@ -31,7 +32,7 @@ def test_there_is_an_example_for_every_kind_of_the_model() -> None:
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_every_kind_builds_its_counterpart_with_the_keys_written(kind: str) -> None:
-    config = parse({"kind": kind, **EXAMPLES[kind]}).build(seed=11)
+    config = attention_config(parse({"kind": kind, **EXAMPLES[kind]}), 11)
     assert type(config) is ATTENTION_KINDS[kind]
     for key, value in EXAMPLES[kind].items():
         built = getattr(config, key)
@@ -43,8 +44,8 @@ def test_every_kind_builds_its_counterpart_with_the_keys_written(kind: str) -> N
 @pytest.mark.parametrize("kind", ["span", "none", "random"])
 def test_what_draws_at_random_takes_the_seed(kind: str) -> None:
     section = parse({"kind": kind, **EXAMPLES[kind]})
-    assert section.build(seed=11) == section.build(seed=11)
-    assert section.build(seed=11) != section.build(seed=12)
+    assert attention_config(section, 11) == attention_config(section, 11)
+    assert attention_config(section, 11) != attention_config(section, 12)
 
 
 def test_a_kind_without_keys_may_stand_alone() -> None:
@@ -78,4 +79,4 @@ def test_keys_that_mean_nothing_are_refused(keys: dict[str, Any], message: str) 
 
 def test_what_parses_is_accepted_by_the_model() -> None:
     section = parse({"kind": "span", "chunk_sizes": [64], "selection": "causal", "refresh": 32})
-    assert section.build(seed=0).refresh == 32  # type: ignore[attr-defined]  # of SpanConfig
+    assert attention_config(section, 0).refresh == 32  # type: ignore[attr-defined]  # of SpanConfig

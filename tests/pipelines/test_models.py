@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from pipelines.context import CheckContext, EarlierStage, StageOutput
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import hub
 from pipelines.models.references import (
@@ -18,7 +19,7 @@ from pipelines.models.references import (
     resolve_model,
     write_model_file,
 )
-from pipelines.recipe.keys.section import CheckContext, EarlierStage, Stage, StageOutput
+from pipelines.recipe.keys.section import StageKeys
 from se_model import HyLoraConfig, apply_hylora
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, within
@@ -63,7 +64,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def stage_output(path: Path) -> StageOutput:
-    return StageOutput(path.name, "train", str(path), {}, "", Stage())
+    return StageOutput(path.name, "train", str(path), {}, "", StageKeys())
 
 
 def test_a_train_stage_a_folder_and_its_checkpoint_are_the_same_model(base: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_model_file_of_another_format_is_refused(base: Path) -> None:
 @pytest.fixture
 def context(tmp_path: Path) -> CheckContext:
     earlier = {
-        name: EarlierStage(name, kind, Stage(), str(tmp_path / name))
+        name: EarlierStage(name, kind, StageKeys(), str(tmp_path / name))
         for name, kind in {"tuned": "train", "corpus": "prepare"}.items()
     }
     return CheckContext("x", str(tmp_path), 0, str(tmp_path), earlier)

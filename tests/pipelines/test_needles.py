@@ -7,14 +7,8 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from pipelines.models.builtin import builtin
-from pipelines.needles.compose import (
-    RECALL_TASKS,
-    NeedleDocuments,
-    needle_document,
-    recall_prompt,
-    vocabulary,
-    word_tokenizer,
-)
+from pipelines.needles.compose import needle_document, recall_prompt, vocabulary, word_tokenizer
+from pipelines.recipe.keys.needles import RECALL_TASKS, NeedleDocuments
 
 
 def stated_values(words: list[str]) -> dict[str, str]:

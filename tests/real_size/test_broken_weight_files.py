@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.context import CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models.references import check_model
 from pipelines.models.tokenizers import check_tokenizer, load_tokenizer
 from pipelines.models.weight_files import check_model_files
-from pipelines.recipe.keys.section import CheckContext
 from pipelines.run.runner import run_recipe
 from pipelines.system.progress import Progress
 from tests.real_size import counted_files  # registers counted://

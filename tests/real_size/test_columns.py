@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.errors import EspanError
 from pipelines.prepare.columns import contents
-from pipelines.prepare.sources import PathSource
+from pipelines.recipe.keys.prepare import PathSource
 from tests.pipelines.prepare.test_read import read, reasons, texts
 
 VALUES = ["first", "naïve", None, "first", "", "last"]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from pipelines.recipe.keys.section import Context
+from pipelines.context import Context
+from pipelines.models.fitting import attention_config
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.system.machine import bytes_text
-from pipelines.train.check import TrainStage
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.plan.memory.count import Counted, Rows
 from pipelines.train.plan.memory.engine import Sharing, fullest
@@ -89,7 +90,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
             "tokens_per_step": LENGTH,
             "learning_rate": 1e-4,
         }
-        stage = TrainStage.model_validate(plain | keys)
+        stage = TrainKeys.model_validate(plain | keys)
         return resolve_job(stage, Context("output", str(output), 3, {}, str(folder), None))
 
     return job
@@ -123,7 +124,7 @@ def test_a_plain_loop_holds_what_is_planned(make: Make) -> None:
     for name, checkpointing, trains in PLAIN:
         job = make(name, **keys_of(name, checkpointing, trains))
         counted = Counted(MODELS[name], Rows(LENGTH, packed=False))
-        weights, stretches = counted.pass_of(job.stage, gpu=False)
+        weights, stretches = counted.pass_of(job.keys, gpu=False)
         alone = Sharing(zero=0, workers=1, accumulating=False, gpu=False)
         table.add(
             (name, checkpointing, trains),
@@ -147,7 +148,7 @@ def test_every_worker_under_deepspeed_holds_what_is_planned(make: Make, two_work
         counted = Counted(MODELS[name], Rows(LENGTH, PACKING[name] == "documents"))
         table.add(
             (name, checkpointing, trains, zero, precision, micro_batches),
-            replace(counted.parts(job.stage, gpu=False), process=0),
+            replace(counted.parts(job.keys, gpu=False), process=0),
             max(two_workers.run(held_by_training, job)),
         )
     table.check()
@@ -156,7 +157,7 @@ def test_every_worker_under_deepspeed_holds_what_is_planned(make: Make, two_work
 def test_layers_alike_are_counted_once_and_come_to_the_same(make: Make) -> None:
     from pipelines.train.plan.memory.passes import Batch, Skeleton
 
-    attention = make("hybrid").stage.attention.build(0)
+    attention = attention_config(make("hybrid").keys.attention, 0)
     few, many = (
         Skeleton(
             Mamba2HybridConfig(**{**SIZES, "num_hidden_layers": layers}, **HYBRID),

@@ -16,7 +16,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from peft import PeftModel
 from torch import Tensor, nn
 
-from pipelines.train.check import TrainStage
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.worker.engine import Engine
 from se_model.attach import attach
 from se_model.hylora import HyLoraConfig, apply_hylora, coverage, load_adapter
@@ -198,7 +198,7 @@ def _two_steps(zero: int, ranks: int, tokens: Tensor) -> Trained:
     keys = {"data": "shards", "model": "a model", "attention": {"kind": "full"}, "steps": 2, "workers": ranks}
     rest = {"tokens_per_step": 1024, "learning_rate": RATE, "precision": "bf16", "deepspeed": {"zero": zero}}
     frozen_before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-    engine = Engine(model, TrainStage.model_validate(keys | rest), workers=ranks, accumulation=1)
+    engine = Engine(model, TrainKeys.model_validate(keys | rest), workers=ranks, accumulation=1)
     trained = {name: p for name, p in engine.model.named_parameters() if p.requires_grad}
     before = {name: safe_get_full_fp32_param(p).clone() for name, p in trained.items()}
     reached: set[str] = set()

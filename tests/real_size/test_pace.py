@@ -12,14 +12,15 @@ import pytest
 import torch
 import yaml
 
-from pipelines.recipe.keys.section import Context
+from pipelines.context import Context
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.recipe.parse import read_recipe
-from pipelines.run.lineage import STARTED, FileHashes, started_record
+from pipelines.records import STARTED
+from pipelines.run.lineage import FileHashes, started_record
 from pipelines.run.plan import plan_recipe
 from pipelines.run.workspace import survey
 from pipelines.system import storage
 from pipelines.system.progress import Progress
-from pipelines.train.check import TrainStage
 from pipelines.train.events import LiveProgress
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.worker.group import Group
@@ -81,8 +82,8 @@ class Workspace:
         self.data = str(write_corpus(folder / "shards"))
         self.output = folder / "run" / "tuned"
         self.output.mkdir(parents=True)
-        stage = read_recipe(self.recipe(steps=4)).stages["tuned"].stage
-        assert isinstance(stage, TrainStage)
+        stage = read_recipe(self.recipe(steps=4)).stages["tuned"].keys
+        assert isinstance(stage, TrainKeys)
         recipe: Any = None
         context = Context("tuned", str(self.output), 3, {}, str(folder / "run"), recipe)
         self.mark_started(steps=4)

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
+from pipelines.context import Context
 from pipelines.models.builtin import builtin
 from pipelines.models.references import load_model, resolve_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import Manifest, ShardReader, TokenizerEntry, read_manifest
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.recipe.parse import ResolvedRecipe, resolve
 from pipelines.recipe.yaml_source import parse_yaml
 from pipelines.run.lineage import FileHashes, identify
 from pipelines.system import storage
 from pipelines.system.plain_path import plain_path
-from pipelines.train.check import TrainStage
 from pipelines.train.job import resolve_job
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
-from tuning import CompareStage, TuneStage
+from tuning import CompareKeys, TuneKeys
 
 ODD_NAMES = [
     "books [draft]",
@@ -77,7 +77,7 @@ def recipe_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], ResolvedRecip
 def test_every_path_is_absolute_before_anything_starts_and_names_stay_names(
     recipe_at: Callable[[Path], ResolvedRecipe], tmp_path: Path
 ) -> None:
-    stages = {name: one.stage for name, one in recipe_at(tmp_path).stages.items()}
+    stages = {name: one.keys for name, one in recipe_at(tmp_path).stages.items()}
     corpus, tuned, again, scores, release = (stages[name] for name in stages)
     assert [source.path for source in corpus.sources] == [f"{tmp_path}/books", f"{tmp_path}/more/*.txt"]
     assert corpus.tokenizer == f"{tmp_path}/words"  # a name on the hub, were the folder not there
@@ -131,8 +131,8 @@ def test_models_named_by_variants_and_searches_are_absolute_too(
     train = {"data": "corpus", "model": "owner/name", "attention": {"kind": "full"}}
     train |= {"steps": 1, "tokens_per_step": 8, "learning_rate": 1.0}
     study: dict[str, Any] = {"train": train, "evaluate": {"recall": {"lengths": [64]}}}
-    compare = CompareStage.model_validate(study | {"variants": {"a": {"model": "other"}, "b": None}})
-    tune = TuneStage.model_validate(study | {"space": {"model": ["other", "owner/name"]}})
+    compare = CompareKeys.model_validate(study | {"variants": {"a": {"model": "other"}, "b": None}})
+    tune = TuneKeys.model_validate(study | {"space": {"model": ["other", "owner/name"]}})
     for stage in (compare, tune):
         named = [trial.train.model for trial in stage.absolute(["corpus"]).make_trials(0) if trial.train]
         assert named[0] == f"{tmp_path}/other"
@@ -152,7 +152,7 @@ def test_workers_elsewhere_are_given_absolute_models_and_tokenizers(
     manifest["tokenizer"]["reference"] = "model"
     storage.write_json_atomic(str(folder / "manifest.json"), manifest)
     keys = {"data": "shards", "model": {"new": TINY}, "attention": SPAN, "steps": 1, "tokens_per_step": 64}
-    stage = TrainStage.model_validate(keys | {"learning_rate": 1.0}).absolute()
+    stage = TrainKeys.model_validate(keys | {"learning_rate": 1.0}).absolute()
     job = resolve_job(stage, Context("tuned", str(tmp_path / "out"), 0, {}, str(tmp_path), None))
     assert (job.data, job.tokenizer) == (f"{tmp_path}/shards", f"{tmp_path}/model")
 

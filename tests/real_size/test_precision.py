@@ -15,11 +15,12 @@ import pytest
 import torch
 import yaml
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate import run as scoring
-from pipelines.evaluate.check import EvaluateStage
 from pipelines.evaluate.units import Outcome
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.evaluate import EvaluateKeys
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.run.plan import plan_recipe
 from pipelines.system import machine, storage
 from pipelines.system.capacity import Capacity, NodeType
@@ -28,7 +29,6 @@ from pipelines.system.precision import NoBfloat16Error, choose_precision, has_bf
 from pipelines.system.progress import Progress
 from pipelines.system.worker_resources import Reservation, reserve
 from pipelines.train import run as trainer
-from pipelines.train.check import TrainStage
 from pipelines.train.job import CHECKPOINTS_FOLDER, resolve_job, training_precision
 from pipelines.train.worker.checkpoints import COMMITTED, STATE_FILE, TrainState, checkpoint_name
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
@@ -107,11 +107,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_stage(shards: Path) -> Callable[..., TrainStage]:
-    def make(**keys: Any) -> TrainStage:
+def make_stage(shards: Path) -> Callable[..., TrainKeys]:
+    def make(**keys: Any) -> TrainKeys:
         plain = {"data": str(shards), "model": {"new": TINY}, "attention": SPAN, "steps": 4}
         more = {"tokens_per_step": 256, "learning_rate": 1e-3, "workers": 2}
-        return TrainStage.model_validate({**plain, **more, **keys})
+        return TrainKeys.model_validate({**plain, **more, **keys})
 
     return make
 
@@ -122,7 +122,7 @@ def context(output: Path, said: io.StringIO | None = None) -> Context:
 
 
 def test_a_job_holds_the_precision_that_auto_comes_to(
-    make_stage: Callable[..., TrainStage], tmp_path: Path
+    make_stage: Callable[..., TrainKeys], tmp_path: Path
 ) -> None:
     asked = make_stage()
     assert asked.precision == "auto"
@@ -141,7 +141,7 @@ def leave_checkpoint(output: Path, step: int, **keys: Any) -> None:
 
 
 def test_a_training_goes_on_in_the_precision_of_its_checkpoint_wherever_it_goes_on(
-    make_stage: Callable[..., TrainStage], tmp_path: Path
+    make_stage: Callable[..., TrainKeys], tmp_path: Path
 ) -> None:
     leave_checkpoint(tmp_path, 2, precision="bf16")
     choice = training_precision(make_stage(), str(tmp_path), ON_CPUS)
@@ -151,14 +151,14 @@ def test_a_training_goes_on_in_the_precision_of_its_checkpoint_wherever_it_goes_
 
 
 def test_a_checkpoint_that_does_not_say_is_of_when_float32_was_the_default(
-    make_stage: Callable[..., TrainStage], tmp_path: Path
+    make_stage: Callable[..., TrainKeys], tmp_path: Path
 ) -> None:
     leave_checkpoint(tmp_path, 2)
     assert training_precision(make_stage(), str(tmp_path), on_gpus("H100")).precision == "fp32"
 
 
 def test_a_training_on_gpus_of_untold_type_starts_again_in_float32_where_one_has_no_bf16(
-    make_stage: Callable[..., TrainStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_stage: Callable[..., TrainKeys], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
 
@@ -194,7 +194,7 @@ def test_all_scores_are_in_one_precision_which_they_name(
     monkeypatch.setattr(scoring, "cluster_capacity", lambda: UNTOLD)
     monkeypatch.setattr(scoring, "score_units", workers_with_an_old_gpu)
     keys = {"model": "builtin:tiny", "recall": {"lengths": [64], "samples": 40}, "tokens_per_batch": 64}
-    scores = scoring.evaluate(EvaluateStage.model_validate(keys), context(tmp_path / "scores"))
+    scores = scoring.evaluate(EvaluateKeys.model_validate(keys), context(tmp_path / "scores"))
     assert attempts == [(torch.bfloat16, 1, 8), (torch.float32, 1, 8)]
     assert scores.precision == "fp32"
 
@@ -206,7 +206,7 @@ def plan_of(stage: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 def test_the_plan_says_what_workers_reserve_and_compute_in_and_by_which_gpus(
-    make_stage: Callable[..., TrainStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_stage: Callable[..., TrainKeys], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = make_stage(resources={"cpus": 1}).model_dump(mode="json", exclude_unset=True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -249,7 +249,7 @@ print(json.dumps([heavy, "ray" in sys.modules, dict(stage.details)]))
 
 
 def test_without_a_cluster_a_plan_speaks_of_this_machine_and_imports_no_ray(
-    make_stage: Callable[..., TrainStage], tmp_path: Path
+    make_stage: Callable[..., TrainKeys], tmp_path: Path
 ) -> None:
     plan_of(make_stage(model="builtin:tiny").model_dump(mode="json", exclude_unset=True), tmp_path)
     done = subprocess.run(
@@ -266,7 +266,7 @@ def test_without_a_cluster_a_plan_speaks_of_this_machine_and_imports_no_ray(
     assert "this machine has" in details["workers"]
 
 
-def test_explicit_resources_decide_the_precision_too(make_stage: Callable[..., TrainStage]) -> None:
+def test_explicit_resources_decide_the_precision_too(make_stage: Callable[..., TrainKeys]) -> None:
     workers = make_stage(resources={"gpus": 0}).reservation(UNTOLD)
     assert choose_precision("auto", workers).precision == "fp32"
     assert choose_precision("auto", reserve(2, None, 1.0, UNTOLD)).assumed

@@ -66,7 +66,7 @@ def test_a_training_without_a_failure_to_spare_goes_on_after_its_node_was_taken_
 ) -> None:
     keys = {"steps": 40, "tokens_per_step": 2048, "checkpoint_every": 1000, "learning_rate": 1e-3}
     job = make_job("taken", **keys, max_failures=0)
-    (tmp_path / "job").write_bytes(pickle.dumps((job.stage, job.output)))
+    (tmp_path / "job").write_bytes(pickle.dumps((job.keys, job.output)))
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     environment |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
     process = subprocess.Popen(

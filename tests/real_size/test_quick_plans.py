@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.recipe.parse import read_recipe
-from pipelines.run.lineage import FINISHED, FileHashes, Identity, finished_record, identify, started_record
+from pipelines.records import FINISHED
+from pipelines.run.lineage import FileHashes, Identity, finished_record, identify, started_record
 from pipelines.run.plan import plan_recipe
 from pipelines.run.workspace import workspace_of
 from pipelines.system import storage

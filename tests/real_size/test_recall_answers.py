@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.needles.compose import (
-    RECALL_TASKS,
-    NeedleDocuments,
-    RecallTask,
-    needle_document,
-    recall_prompt,
-)
+from pipelines.needles.compose import needle_document, recall_prompt
 from pipelines.prepare import tokenize
 from pipelines.prepare.tokenize import encode_documents
+from pipelines.recipe.keys.needles import RECALL_TASKS, NeedleDocuments, RecallTask
 from tests.real_size.text_tokenizers import KINDS, Kind, fast_tokenizer
 
 LENGTH = 400

@@ -17,7 +17,7 @@ from pipelines.models.references import ModelSource, load_model
 from pipelines.models.weights.files import WeightFiles
 from pipelines.models.weights.skeleton import skeleton, tie
 from pipelines.prepare.shards import ShardReader
-from pipelines.train.check import TrainStage
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.job import TrainJob
 from pipelines.train.worker.engine import Engine, import_deepspeed
 from pipelines.train.worker.model import load_for, open_training, training_model
@@ -58,7 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_for(model: Path, corpus: Path, zero: int) -> TrainJob:
-    stage = TrainStage.model_validate(
+    stage = TrainKeys.model_validate(
         {
             "data": str(corpus),
             "model": str(model),
@@ -92,9 +92,9 @@ def growth_while_loading(rank: int, size: int, job: TrainJob) -> tuple[int, int]
     import_deepspeed()
     opened = open_training(job, manifest)
     before = start_again()
-    model = load_for(opened, job.stage, group)
+    model = load_for(opened, job.keys, group)
     sharded = memory("VmHWM") - before
-    Engine(model, job.stage, workers=size, accumulation=1)
+    Engine(model, job.keys, workers=size, accumulation=1)
     before = start_again()
     if rank:
         return sharded, 0

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError
-from pipelines.prepare.check import PrepareStage
-from pipelines.prepare.sources import UNKNOWN_ENDING, PathSource
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.prepare.check import check, plan
+from pipelines.prepare.sources import UNKNOWN_ENDING, files_of, passed_over_by
+from pipelines.recipe.keys.prepare import PathSource, PrepareKeys
 from pipelines.recipe.parse import resolve
 from pipelines.recipe.yaml_source import parse_yaml
 from pipelines.run.lineage import FileHashes, identify
@@ -51,8 +52,8 @@ def found(path: Path | str) -> tuple[list[str], dict[str, str]]:
     def short(place: str) -> str:
         return place.removeprefix(folder).lstrip("/")
 
-    over = {short(one.place): one.reason for one in source.passed_over()}
-    return [short(file) for file in source.files()], over
+    over = {short(one.place): one.reason for one in passed_over_by(source)}
+    return [short(file) for file in files_of(source)], over
 
 
 @pytest.fixture(params=["folder", "store"])
@@ -77,10 +78,10 @@ def test_what_programs_leave_behind_is_passed_over_and_named(root: str, pattern:
 def test_what_is_hidden_is_read_where_it_is_named(root: str) -> None:
     fill(root, {".corpus/a.txt": b"text", ".b.txt": b"text"})
     assert found(storage.join(root, ".corpus"))[0] == ["a.txt"]
-    assert PathSource(path=storage.join(root, ".b.txt")).files() == [storage.join(root, ".b.txt")]
-    assert PathSource(path=storage.join(root, ".*.txt")).files() == [storage.join(root, ".b.txt")]
+    assert files_of(PathSource(path=storage.join(root, ".b.txt"))) == [storage.join(root, ".b.txt")]
+    assert files_of(PathSource(path=storage.join(root, ".*.txt"))) == [storage.join(root, ".b.txt")]
     with pytest.raises(InvalidKeyError, match=r"no file matches .*\.b\.txt is passed over \(hidden"):
-        PathSource(path=root).files()
+        files_of(PathSource(path=root))
 
 
 @pytest.mark.parametrize("compress", [None, gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
@@ -136,7 +137,7 @@ def test_a_folder_deeper_than_python_recurses_is_searched(
         os.chdir("d")
     Path("a.txt").write_text("text")
     try:
-        assert len(PathSource(path=str(tmp_path)).files()) == 1
+        assert len(files_of(PathSource(path=str(tmp_path)))) == 1
     finally:  # pytest's own cleaning recurses
         Path("a.txt").unlink()
         for _ in range(depth):
@@ -188,12 +189,12 @@ def test_the_plan_counts_and_names_what_is_passed_over(tmp_path: Path) -> None:
     corpus.mkdir()
     for name in ["a.txt", "latin-\udce9.md", *(f"{number}.md" for number in range(9))]:
         (corpus / name).write_text("text")
-    stage = PrepareStage.model_validate(
+    stage = PrepareKeys.model_validate(
         {"sources": [{"path": str(corpus)}], "tokenizer": "builtin:tiny", "sequence_length": 8}
     )
-    plan = stage.plan(CheckContext("corpus", str(tmp_path / "out"), 0, str(tmp_path), {}))
-    assert plan["passed over"].startswith("10: 0.md (its ending is not known), 1.md (")
-    assert plan["passed over"].endswith(" and 5 more")
+    planned = plan(stage, CheckContext("corpus", str(tmp_path / "out"), 0, str(tmp_path), {}))
+    assert planned["passed over"].startswith("10: 0.md (its ending is not known), 1.md (")
+    assert planned["passed over"].endswith(" and 5 more")
 
 
 def test_a_name_that_is_not_utf_8_is_read_and_its_rejects_named(tmp_path: Path) -> None:
@@ -212,9 +213,7 @@ def test_a_git_lfs_pointer_is_named_and_not_read_as_text(tmp_path: Path, name: s
     (tmp_path / name).write_text(
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
     )
-    stage = PrepareStage(
-        sources=[PathSource(path=str(tmp_path))], tokenizer="builtin:tiny", sequence_length=8
-    )
+    stage = PrepareKeys(sources=[PathSource(path=str(tmp_path))], tokenizer="builtin:tiny", sequence_length=8)
     with pytest.raises(InvalidKeyError, match=rf"{name} is a Git LFS pointer; .*`git lfs pull`") as refusal:
-        stage.check(CheckContext("corpus", str(tmp_path / "run"), 0, str(tmp_path), {}, False))
+        check(stage, CheckContext("corpus", str(tmp_path / "run"), 0, str(tmp_path), {}, False))
     assert refusal.value.key == "sources.0.path"

@@ -19,15 +19,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
-from pipelines.export.check import ExportStage, run
-from pipelines.export.run import task_bytes
+from pipelines.export.run import run, task_bytes
 from pipelines.export.write import export, probe_logits
 from pipelines.models.loading import open_adapted
 from pipelines.models.references import ModelSource, load_model, resolve_model, write_model_file
 from pipelines.models.weights.skeleton import skeleton, tie
 from pipelines.models.weights.write import plan_files, write_files
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.export import ExportKeys
 from pipelines.recipe.parse import read_recipe
 from pipelines.system import cluster_session
 from pipelines.system.capacity import Capacity, NodeType
@@ -77,9 +77,9 @@ def tuned(base: Any, folder: Path, dtype: torch.dtype = torch.float32, **setting
     return ModelSource(str(folder / "base"), adapter=str(folder / "adapter"))
 
 
-def stage_for(source: ModelSource, folder: Path, **keys: Any) -> ExportStage:
+def stage_for(source: ModelSource, folder: Path, **keys: Any) -> ExportKeys:
     write_model_file(str(folder), source)
-    return ExportStage.model_validate({"model": str(folder), **keys})
+    return ExportKeys.model_validate({"model": str(folder), **keys})
 
 
 # Run in a process of its own, whose memory is then the export's.

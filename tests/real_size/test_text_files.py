@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipelines.context import CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.prepare import decompress, records, text
-from pipelines.prepare.check import PrepareStage
+from pipelines.prepare.check import check, plan
 from pipelines.prepare.read import Reject
-from pipelines.prepare.sources import PathSource
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.encodings import known_encoding
+from pipelines.recipe.keys.prepare import PathSource, PrepareKeys
 from tests.pipelines.prepare.test_read import read, reasons, texts
 
 DOCUMENTS = [
@@ -159,7 +160,7 @@ def test_what_cannot_be_decoded_in_an_array_is_named_by_its_byte(tmp_path: Path)
 )
 def test_an_encoding_that_is_none_is_refused_with_the_nearest(written: str, suggestion: str | None) -> None:
     with pytest.raises(InvalidKeyError, match=f"unknown encoding '{written}'") as refused:
-        text.known_encoding(written)
+        known_encoding(written)
     if suggestion:
         assert refused.value.suggestion == suggestion
 
@@ -303,18 +304,18 @@ def test_the_plan_counts_a_windows_memory_and_refuses_more_than_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.txt.zst"
-    stage = PrepareStage.model_validate(
+    stage = PrepareKeys.model_validate(
         {"sources": [{"path": str(file)}], "tokenizer": "builtin:tiny", "sequence_length": 8}
     )
     context = CheckContext("corpus", str(tmp_path / "out"), 0, str(tmp_path), {})
     file.write_bytes(frame(20, b"text"))
-    usual = stage.plan(context)["memory"]
+    usual = plan(stage, context)["memory"]
     file.write_bytes(frame(28, b"text"))
-    assert "256.0 MiB of them a zstd window" in stage.plan(context)["memory"]
+    assert "256.0 MiB of them a zstd window" in plan(stage, context)["memory"]
     assert "window" not in usual
     monkeypatch.setattr("pipelines.system.machine.available_memory", lambda: 400 << 20)
     with pytest.raises(InvalidKeyError, match=r"a\.txt\.zst: its zstd window takes 256\.0 MiB") as refused:
-        stage.check(context)
+        check(stage, context)
     assert refused.value.key == "sources.0.path"
 
 

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.needles.compose import NeedleDocuments, needle_document, word_tokenizer
+from pipelines.needles.compose import needle_document, word_tokenizer
+from pipelines.recipe.keys.needles import NeedleDocuments
 
 Kind = Literal["word-level", "byte-level", "digits apart", "prepended mark", "metaspace", "unigram"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

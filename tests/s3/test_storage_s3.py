@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prepare.sources import PathSource
+from pipelines.prepare.sources import files_of, passed_over_by
+from pipelines.recipe.keys.prepare import PathSource
 from pipelines.system import storage
 
 
@@ -136,6 +137,6 @@ def test_a_source_folder_follows_the_same_rule_as_a_local_one(bucket: str) -> No
         storage.write_text_atomic(storage.join(books, name), "text")
     for path in (books, f"{books}/**"):
         source = PathSource(path=path)
-        assert source.files() == [f"{books}/{name}" for name in ("A.TXT", "b.txt", "e.Json.GZ")]
-        over = [one.place.removeprefix(f"{books}/") for one in source.passed_over()]
+        assert files_of(source) == [f"{books}/{name}" for name in ("A.TXT", "b.txt", "e.Json.GZ")]
+        over = [one.place.removeprefix(f"{books}/") for one in passed_over_by(source)]
         assert over == [".DS_Store", ".git", "deep/d.txt~", "notes.md"]

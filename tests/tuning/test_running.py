@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.run.runner import run_recipe
-from tuning.table import RESULTS_FILE, TABLE_FILE
+from tuning.study.table import RESULTS_FILE, TABLE_FILE
 
 PATIENCE_SECONDS = 240
 

@@ -1,9 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from tuning.compare.stage import CompareStage
-from tuning.sweep.stage import TuneStage
-from tuning.table import markdown, mean_and_spread
+from tuning.compare.keys import CompareKeys
+from tuning.study.table import markdown, mean_and_spread
+from tuning.tune.keys import TuneKeys
 
 TRAIN = {
     "data": "corpus",
@@ -17,12 +17,12 @@ TRAIN = {
 EVALUATE = {"recall": {"lengths": [128], "samples": 2}}
 
 
-def tune(**keys: object) -> TuneStage:
-    return TuneStage.model_validate({"train": TRAIN, "evaluate": EVALUATE, **keys})
+def tune(**keys: object) -> TuneKeys:
+    return TuneKeys.model_validate({"train": TRAIN, "evaluate": EVALUATE, **keys})
 
 
-def compare(**keys: object) -> CompareStage:
-    return CompareStage.model_validate({"train": TRAIN, "evaluate": EVALUATE, **keys})
+def compare(**keys: object) -> CompareKeys:
+    return CompareKeys.model_validate({"train": TRAIN, "evaluate": EVALUATE, **keys})
 
 
 def test_a_search_covers_every_valid_combination_and_leaves_out_the_others() -> None:

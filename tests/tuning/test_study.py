@@ -1,10 +1,10 @@
 import pytest
 
 from pipelines.errors import InvalidKeyError
-from pipelines.train.check import TrainStage
-from tuning.study import with_changes
+from pipelines.recipe.keys.train import TrainKeys
+from tuning.study.keys import with_changes
 
-BASE = TrainStage.model_validate(
+BASE = TrainKeys.model_validate(
     {
         "data": "corpus",
         "model": "builtin:tiny",

@@ -1,21 +1,16 @@
-"""The `attention` key of a recipe: which attention a model computes, written as `full` or `{kind: span,
-...}`.
+"""The `attention` key: which attention a model computes, written as `full` or `{kind: span, ...}`.
 
-Each class holds the keys of one kind and builds its counterpart in `se_model`, which it imports only then:
-parsing a recipe must not load torch.
+Each class holds the keys of one kind; `pipelines.models.fitting` builds its counterpart in `se_model`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.section import Section
-
-if TYPE_CHECKING:
-    from se_model.attentions import AttentionConfig
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -31,13 +26,6 @@ class AttentionSection(Section):
     def chunks(self) -> tuple[int, ...]:
         """The sizes of the chunks that tokens attend in; none where the attention has no chunks."""
         return ()
-
-    def build(self, seed: int) -> AttentionConfig:
-        """Returns the attention for `se_model.attach`; `seed` decides what is drawn at random."""
-        from se_model.attentions import ATTENTION_KINDS
-
-        keys = self.model_dump(exclude={"kind"})
-        return ATTENTION_KINDS[self.kind](**keys, **({"seed": seed} if self.draws else {}))
 
 
 class _Chunked(AttentionSection):

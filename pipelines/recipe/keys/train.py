@@ -1,17 +1,28 @@
-"""The smaller mappings among the keys of a `train` stage."""
+"""The keys of a train stage."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from pipelines.recipe.keys.section import Section
+from pipelines.errors import InvalidKeyError
+from pipelines.recipe.keys.attention import Attention
+from pipelines.recipe.keys.common import Precision
+from pipelines.recipe.keys.schedule import Schedule
+from pipelines.recipe.keys.section import Section, StageKeys
+from pipelines.recipe.path_keys import MODEL, StageOrPath
 
-if TYPE_CHECKING:
-    from se_model.hylora import HyLoraConfig
-
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -48,12 +59,6 @@ class HyLora(Section):
     alpha: PositiveFloat = 64.0
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     variant: Literal["hylora", "lora+", "lora"] = "hylora"
-
-    def build(self) -> HyLoraConfig:
-        """Returns the configuration for `se_model.apply_hylora`."""
-        from se_model.hylora import HyLoraConfig
-
-        return HyLoraConfig(**self.model_dump())
 
 
 class DeepSpeed(Section):
@@ -97,3 +102,132 @@ class Gpu(Section):
     def bytes(self) -> int | None:
         """The memory of one of them; None where the recipe does not say."""
         return None if self.memory is None else bytes_of(self.memory)
+
+
+class TrainKeys(StageKeys):
+    """The keys below `train:`.
+
+    Attributes:
+        data: a prepare stage, or a folder of shards.
+        model: a train stage, `builtin:tiny`, a folder, a hub name (`owner/name` or
+            `owner/name@revision`), or `{new: {...}}`.
+        attention: what the attention layers compute while training.
+        hylora: what trains; every parameter where it is left out.
+        steps: optimizer updates.
+        tokens_per_step: tokens that go into one update, over all workers.
+        micro_batch_rows: rows that one worker runs through the model together.
+        workers: Ray Train workers; each holds a share of every step's rows.
+        context_parallel: workers that share each row, equal parts of it; divides `workers`. A row then needs
+            as much memory per worker as one of that fraction of its length.
+        deepspeed: how training state is split over the workers.
+        learning_rate: the highest; `schedule` says how it gets there and goes down again.
+        weight_decay: of matrices; vectors (norms, biases) never decay.
+        betas: of AdamW.
+        clip: gradients are scaled down to this norm; null leaves them as they are.
+        precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights. `auto` is
+            bf16 on GPUs that have it, else fp32 (see `pipelines.system.precision`).
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep_checkpoints: how many stay.
+        max_failures: how often training restarts from a checkpoint after a worker was lost.
+        max_preemptions: how often it does after a node was taken away with notice (a drained spot machine),
+            counted apart; null for no limit.
+        log_every: steps between records of the metrics.
+        resources: of one worker.
+        gpu: what a GPU of the workers has; compared with what a worker needs.
+    """
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset(
+        {
+            "workers",
+            "context_parallel",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_failures",
+            "max_preemptions",
+            "log_every",
+            "resources",
+            "gpu",
+        }
+    )
+
+    data: StageOrPath
+    model: Annotated[str | NewModel, MODEL]
+    attention: Attention
+    hylora: HyLora | None = None
+    steps: PositiveInt
+    tokens_per_step: PositiveInt
+    micro_batch_rows: PositiveInt = 1
+    workers: PositiveInt = 1
+    context_parallel: PositiveInt = 1
+    deepspeed: DeepSpeed = DeepSpeed()
+    learning_rate: PositiveFloat
+    schedule: Schedule = Schedule()
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    clip: PositiveFloat | None = 1.0
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    checkpoint_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 2
+    max_failures: NonNegativeInt = 3
+    max_preemptions: NonNegativeInt | None = None
+    log_every: PositiveInt = 1
+    resources: Resources = Resources()
+    gpu: Gpu = Gpu()
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> TrainKeys:
+        self.check_groups()
+        if self.schedule.warmup_steps >= self.steps:
+            raise InvalidKeyError("schedule.warmup_steps", f"must be less than steps ({self.steps})")
+        if isinstance(self.model, NewModel) and self.hylora is not None:
+            raise InvalidKeyError(
+                "hylora", "adapts a trained model, and this one is new; remove it to train every parameter"
+            )
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        """The shards and the model."""
+        return (self.data, self.model) if isinstance(self.model, str) else (self.data,)
+
+    @property
+    def groups(self) -> int:
+        """Data-parallel groups: each runs micro-batches of its own, over `context_parallel` workers."""
+        return self.workers // self.context_parallel
+
+    def check_groups(self) -> None:
+        """Refuses workers that cannot be split into groups.
+
+        Raises:
+            InvalidKeyError: names the nearest value that divides them.
+        """
+        if self.workers % self.context_parallel:
+            divisors = [each for each in range(1, self.workers + 1) if self.workers % each == 0]
+            nearest = min(divisors, key=lambda each: abs(each - self.context_parallel))
+            raise InvalidKeyError(
+                "context_parallel",
+                f"{self.context_parallel} does not divide workers ({self.workers}), which are dealt to rows "
+                f"in groups of that many; the nearest that does: {nearest}",
+            )
+
+    def rows_per_step(self, sequence_length: int) -> int:
+        """Returns how many rows of `sequence_length` tokens make up a step.
+
+        Raises:
+            InvalidKeyError: `tokens_per_step` is not a whole number of micro-batches for every data-parallel
+                group.
+        """
+        groups = self.groups
+        unit = sequence_length * groups * self.micro_batch_rows
+        if self.tokens_per_step % unit:
+            nearest = max(1, round(self.tokens_per_step / unit)) * unit
+            dealt = f"{groups} workers"
+            if self.context_parallel > 1:
+                dealt = f"{groups} groups of {self.context_parallel} workers"
+            raise InvalidKeyError(
+                "tokens_per_step",
+                f"{self.tokens_per_step} is not a multiple of {unit} ({sequence_length} tokens in a row x "
+                f"{dealt} x {self.micro_batch_rows} rows in a micro-batch); the nearest that is: {nearest}",
+            )
+        return self.tokens_per_step // sequence_length

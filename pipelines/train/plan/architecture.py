@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipelines.context import CheckContext
 from pipelines.models.configuration import Described
 from pipelines.models.files import configuration_folder
 from pipelines.models.references import resolve_model
-from pipelines.recipe.keys.section import CheckContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
     from se_model.attentions import AttentionConfig
 
 
-def described_model(stage: TrainStage, context: CheckContext) -> Described | None:
+def described_model(stage: TrainKeys, context: CheckContext) -> Described | None:
     """Returns what `stage` trains; None where nothing says it before the run.
 
     Raises:
@@ -26,7 +26,7 @@ def described_model(stage: TrainStage, context: CheckContext) -> Described | Non
         return Described.new(stage.model.new)
     if stage.model in context.earlier:
         # A tuned model is built as what it was tuned from.
-        earlier = context.earlier[stage.model].stage
+        earlier = context.earlier[stage.model].keys
         return described_model(earlier, context) if isinstance(earlier, type(stage)) else None
     # Of a model in an object store or on the hub, config.json is downloaded, and nothing else.
     folder = configuration_folder(resolve_model(stage.model, {}).base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.models.fitting import attention_config
 from pipelines.recipe.keys.attention import NoMemorySection, SpanSection, WindowSection
 from pipelines.train.plan.architecture import skeleton
 from se_model.attach import attention_layers
@@ -22,11 +23,11 @@ from se_model.parallel.formula import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 
 def exchanged(
-    stage: TrainStage, configuration: PreTrainedConfig, share: Share, micro_batches: int
+    stage: TrainKeys, configuration: PreTrainedConfig, share: Share, micro_batches: int
 ) -> dict[str, int]:
     """Returns how many bytes one worker receives in a step from its group, at most, by what they are for.
 
@@ -45,7 +46,7 @@ def exchanged(
     heads = _heads(configuration)
     attention = _attention(stage, share, heads)
     if configuration.model_type != "mamba2_hybrid":
-        model = skeleton(configuration, stage.attention.build(seed=0))
+        model = skeleton(configuration, attention_config(stage.attention, 0))
         mixers: list[Any] = [module for module in model.modules() if isinstance(module, ShardedMixer)]
         return {
             "attention": step(attention, len(attention_layers(model))),
@@ -96,7 +97,7 @@ def _heads(configuration: PreTrainedConfig) -> Heads:
     return Heads(query, getattr(configuration, "num_key_value_heads", None) or query, size)
 
 
-def _attention(stage: TrainStage, share: Share, heads: Heads) -> Volume:
+def _attention(stage: TrainKeys, share: Share, heads: Heads) -> Volume:
     attention = stage.attention
     if isinstance(attention, WindowSection):
         return window_attention(share, heads, attention.window)

@@ -11,10 +11,10 @@ from pipelines.train.plan.sharding import row_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 
-def row_shape(stage: TrainStage, sequence_length: int, packed: bool) -> dict[str, Any]:
+def row_shape(stage: TrainKeys, sequence_length: int, packed: bool) -> dict[str, Any]:
     """Returns the fields of the `se_model.parallel.formula.Share` that a worker holds of a micro-batch."""
     return {
         "ranks": stage.context_parallel,
@@ -25,9 +25,7 @@ def row_shape(stage: TrainStage, sequence_length: int, packed: bool) -> dict[str
     }
 
 
-def received(
-    stage: TrainStage, model: Described, shape: dict[str, Any], micro_batches: int
-) -> dict[str, int]:
+def received(stage: TrainKeys, model: Described, shape: dict[str, Any], micro_batches: int) -> dict[str, int]:
     """Returns how many bytes one worker receives in a step, as `pipelines.train.plan.exchange.exchanged`."""
 
     def count(configuration: PreTrainedConfig) -> dict[str, int]:

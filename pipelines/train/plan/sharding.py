@@ -5,40 +5,26 @@ from __future__ import annotations
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
+from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.system.answers import remembered
 from pipelines.train.plan.architecture import described_model, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 KEY = "context_parallel"
 
 
-def check_groups(stage: TrainStage) -> None:
-    """Refuses workers that are no whole number of groups.
-
-    Raises:
-        InvalidKeyError: names the nearest value that divides them.
-    """
-    if stage.workers % stage.context_parallel:
-        nearest = _nearest(stage.context_parallel, _divisors(stage.workers))
-        raise InvalidKeyError(
-            KEY,
-            f"{stage.context_parallel} does not divide workers ({stage.workers}), which are dealt to rows in "
-            f"groups of that many; the nearest that does: {nearest}",
-        )
-
-
-def row_tokens(stage: TrainStage, sequence_length: int, packed: bool) -> int:
+def row_tokens(stage: TrainKeys, sequence_length: int, packed: bool) -> int:
     """Returns the tokens of what is cut: a row, or the one row that a packed micro-batch is joined to."""
     return sequence_length * (stage.micro_batch_rows if packed else 1)
 
 
-def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
+def check_rows(stage: TrainKeys, sequence_length: int, packed: bool) -> None:
     """Refuses rows that cannot be cut into equal shares of whole chunks.
 
     Raises:
@@ -70,7 +56,7 @@ def check_rows(stage: TrainStage, sequence_length: int, packed: bool) -> None:
         )
 
 
-def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -> None:
+def check_architecture(stage: TrainKeys, packed_rows: bool, context: CheckContext) -> None:
     """Refuses an attention that the model does not take, HyLoRA of layers that it does not have, and packed
     rows that a layer would run across.
 
@@ -86,7 +72,7 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
         from se_model.hylora import check_kinds
 
         try:
-            built = skeleton(configuration, stage.attention.build(context.seed))
+            built = skeleton(configuration, attention_config(stage.attention, context.seed))
         except ValueError as error:
             raise InvalidKeyError("model", " ".join(str(error).split())) from error
         except Exception as error:  # whatever an architecture makes of an odd configuration
@@ -96,13 +82,13 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
             ) from error
         if stage.hylora is not None:
             try:
-                check_kinds(built, stage.hylora.build())
+                check_kinds(built, hylora_config(stage.hylora))
             except ValueError as error:
                 raise InvalidKeyError("hylora.variant", str(error)) from error
         return packing_refusal(built) if packed else None
 
     # Layers that take a part of a row are told where its documents begin: `check_layers` asks for those.
-    packed = packing == "documents" and stage.context_parallel == 1
+    packed = packed_rows and stage.context_parallel == 1
     adapted = None if stage.hylora is None else stage.hylora.model_dump(mode="json")
     asked = [packed, adapted, *_attention(stage, context)]
     refusal = model.remembered("architecture", asked, refusal_of)
@@ -113,7 +99,7 @@ def check_architecture(stage: TrainStage, packing: str, context: CheckContext) -
         )
 
 
-def check_layers(stage: TrainStage, context: CheckContext) -> None:
+def check_layers(stage: TrainKeys, context: CheckContext) -> None:
     """Refuses an attention or a layer that cannot run on a part of a row, by its name.
 
     A model that is not on this machine yet is judged by the workers, before they train.
@@ -137,7 +123,7 @@ def check_layers(stage: TrainStage, context: CheckContext) -> None:
     def check(configuration: PreTrainedConfig) -> bool:
         from se_model.attach import check_parallel
 
-        check_parallel(skeleton(configuration, stage.attention.build(context.seed)))
+        check_parallel(skeleton(configuration, attention_config(stage.attention, context.seed)))
         return True
 
     try:
@@ -152,7 +138,7 @@ def _parallel_kinds() -> list[str]:
     return sorted(PARALLEL_ATTENTION)
 
 
-def _attention(stage: TrainStage, context: CheckContext) -> list[Any]:
+def _attention(stage: TrainKeys, context: CheckContext) -> list[Any]:
     return [stage.attention.model_dump(mode="json"), context.seed]
 
 

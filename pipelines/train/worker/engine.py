@@ -19,7 +19,7 @@ from pipelines.train.worker.sharded_saving import save_sharded
 from se_model.loss import causal_lm_loss
 
 if TYPE_CHECKING:
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
     from se_model.parallel import SequenceShard
 
 _BUCKET_ELEMENTS = 500_000_000
@@ -62,7 +62,7 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        stage: TrainStage,
+        stage: TrainKeys,
         *,
         workers: int,
         accumulation: int,
@@ -192,7 +192,7 @@ class Engine:
 
 
 def deepspeed_config(
-    stage: TrainStage, elements: int, accumulation: int, from_universal: bool
+    stage: TrainKeys, elements: int, accumulation: int, from_universal: bool
 ) -> dict[str, Any]:
     """Returns DeepSpeed's configuration for a stage that trains `elements` numbers."""
     bucket = min(_BUCKET_ELEMENTS, elements)

@@ -73,7 +73,7 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         EspanError: what would happen again after a restart; on every worker alike where one could have told
             the others.
     """
-    stage = job.stage
+    stage = job.keys
     _use_cores(stage.resources.cpus)
     multiply_in_float32(group.device)
     layout = Layout(group.size, stage.context_parallel)
@@ -134,7 +134,7 @@ def _engine(
     """Returns the engine, in the state of `checkpoint` if there is one."""
     other_workers = checkpoint is not None and checkpoint.state.workers != group.size
     engine = Engine(
-        model, job.stage, workers=group.size, accumulation=plan.accumulation, from_universal=other_workers
+        model, job.keys, workers=group.size, accumulation=plan.accumulation, from_universal=other_workers
     )
     if checkpoint is None:
         return engine
@@ -150,12 +150,12 @@ def _engine(
 def _state(job: TrainJob, plan: BatchPlan, group: Group, step: int) -> TrainState:
     return TrainState(
         step=step,
-        tokens_seen=step * job.stage.tokens_per_step,
+        tokens_seen=step * job.keys.tokens_per_step,
         rows_consumed=step * plan.rows_per_step,
         seed=job.seed,
         next_micro_batch=step * plan.micro_batches_per_step,
         workers=group.size,
-        zero=job.stage.deepspeed.zero,
+        zero=job.keys.deepspeed.zero,
         precision=job.precision,
     )
 

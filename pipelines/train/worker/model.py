@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from pipelines.errors import EspanError
+from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.models.loading import Opened, open_base
 from pipelines.models.weights.adapted import AdaptedWeights, draw_updates
 from pipelines.prepare.shards import Manifest
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.system import storage
-from pipelines.train.check import TrainStage
 from pipelines.train.job import TrainJob
 from pipelines.train.worker.group import Group
 from pipelines.train.worker.sharded_loading import load_sharded
@@ -39,7 +40,7 @@ def open_training(job: TrainJob, manifest: Manifest) -> Opened:
     Raises:
         EspanError: as `training_model`.
     """
-    stage = job.stage
+    stage = job.keys
     opened = open_base(job.model, _DTYPES[stage.precision])
     model: Any = opened.model
     words, rows = manifest.tokenizer.vocabulary_size, model.get_input_embeddings().num_embeddings
@@ -49,11 +50,11 @@ def open_training(job: TrainJob, manifest: Manifest) -> Opened:
         if stage.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if stage.hylora is not None:
-            model = apply_hylora(model, stage.hylora.build())
+            model = apply_hylora(model, hylora_config(stage.hylora))
             opened = Opened(model, AdaptedWeights(opened.weights))
         else:
             model.requires_grad_(True)
-        attach(model, stage.attention.build(job.seed))
+        attach(model, attention_config(stage.attention, job.seed))
         if stage.context_parallel > 1:
             check_parallel(model)
     except ValueError as error:
@@ -65,7 +66,7 @@ def open_training(job: TrainJob, manifest: Manifest) -> Opened:
     return opened
 
 
-def load_for(opened: Opened, stage: TrainStage, group: Group) -> nn.Module:
+def load_for(opened: Opened, stage: TrainKeys, group: Group) -> nn.Module:
     """Returns the opened model with its weights: whole on the worker's device, or under ZeRO-3 its share.
 
     Every worker calls it.

@@ -15,10 +15,10 @@ from pipelines.train.worker.group import Group
 
 if TYPE_CHECKING:
     from pipelines.models.loading import Opened
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 
-def load_sharded(opened: Opened, stage: TrainStage, group: Group) -> nn.Module:
+def load_sharded(opened: Opened, stage: TrainKeys, group: Group) -> nn.Module:
     """Returns the model with this worker's share of every weight; every worker calls it.
 
     The first worker reads (or draws) the weights one by one; each is sent to all workers, which keep their
@@ -39,7 +39,7 @@ def load_sharded(opened: Opened, stage: TrainStage, group: Group) -> nn.Module:
 class _Arriving(nn.Module):
     """A module whose parameters come into being one by one, while they are asked for."""
 
-    def __init__(self, opened: Opened, stage: TrainStage, group: Group) -> None:
+    def __init__(self, opened: Opened, stage: TrainKeys, group: Group) -> None:
         super().__init__()
         # In a tuple, so that it does not become a submodule.
         self._opened = (opened,)

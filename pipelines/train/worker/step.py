@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import EspanError
-from pipelines.train.check import TrainStage
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.layout import Layout
 from pipelines.train.worker.batches import (
     BatchPlan,
@@ -48,7 +48,7 @@ class Steps:
         context: the workers that share this worker's rows; None where it has rows of its own.
     """
 
-    stage: TrainStage
+    stage: TrainKeys
     group: Group
     engine: Engine
     corpus: Rows

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
-from pipelines.evaluate.check import EvaluateStage, run
+from pipelines.evaluate.run import run
 from pipelines.evaluate.scores import Scores
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.evaluate import EvaluateKeys
 
 Evaluate = Callable[..., Scores]
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -31,7 +32,7 @@ def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
         }
         output = tmp_path / name
         output.mkdir()
-        stage = EvaluateStage.model_validate(keys | changes)
+        stage = EvaluateKeys.model_validate(keys | changes)
         run(stage, Context(name, str(output), 3, {}, str(tmp_path), None))
         return Scores.read(str(output))
 

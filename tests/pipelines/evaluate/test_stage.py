@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.context import CheckContext, EarlierStage
 from pipelines.errors import InvalidKeyError
-from pipelines.evaluate.check import EvaluateStage
-from pipelines.recipe.keys.section import CheckContext, EarlierStage, Stage
+from pipelines.evaluate.check import check
+from pipelines.recipe.keys.evaluate import EvaluateKeys
+from pipelines.recipe.keys.section import StageKeys
 
 RECALL: dict[str, Any] = {"lengths": [64], "samples": 2, "tasks": ["single"]}
 PERPLEXITY: dict[str, Any] = {"data": "corpus", "lengths": [32, 64]}
 
 
-class Prepared(Stage):
+class Prepared(StageKeys):
     sequence_length: int = 64
     holdout: float = 0.1
 
@@ -40,17 +42,17 @@ def context(tmp_path: Path, prepared: Prepared) -> CheckContext:
 )
 def test_keys_that_make_no_sense_are_refused(keys: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        EvaluateStage.model_validate({"model": "builtin:tiny", **keys})
+        EvaluateKeys.model_validate({"model": "builtin:tiny", **keys})
 
 
 def test_span_attention_that_sees_nothing_ahead_is_allowed() -> None:
     attention = {"kind": "span", "selection": "causal", "chunk_sizes": 64}
-    stage = EvaluateStage.model_validate({"model": "builtin:tiny", "recall": RECALL, "attention": attention})
+    stage = EvaluateKeys.model_validate({"model": "builtin:tiny", "recall": RECALL, "attention": attention})
     assert stage.attention.kind == "span"
 
 
 def test_half_of_the_shortest_length_is_scored_unless_said_otherwise() -> None:
-    stage = EvaluateStage.model_validate({"model": "m", "perplexity": PERPLEXITY})
+    stage = EvaluateKeys.model_validate({"model": "m", "perplexity": PERPLEXITY})
     assert stage.perplexity is not None
     assert stage.perplexity.scored_tokens == 16
 
@@ -65,15 +67,15 @@ def test_half_of_the_shortest_length_is_scored_unless_said_otherwise() -> None:
 def test_shards_that_do_not_serve_are_refused(
     tmp_path: Path, model_folder: Path, prepared: Prepared, key: str, says: str
 ) -> None:
-    stage = EvaluateStage.model_validate({"model": str(model_folder), "perplexity": PERPLEXITY})
+    stage = EvaluateKeys.model_validate({"model": str(model_folder), "perplexity": PERPLEXITY})
     with pytest.raises(InvalidKeyError, match=says) as refused:
-        stage.check(context(tmp_path, prepared))
+        check(stage, context(tmp_path, prepared))
     assert refused.value.key == key
 
 
 def test_the_training_rows_may_be_scored_when_asked_for(tmp_path: Path, model_folder: Path) -> None:
     keys = {"model": str(model_folder), "perplexity": PERPLEXITY | {"split": "train"}}
-    EvaluateStage.model_validate(keys).check(context(tmp_path, Prepared(holdout=0.0)))
+    EvaluateKeys.model_validate(keys).check(context(tmp_path, Prepared(holdout=0.0)))
 
 
 def test_the_number_of_workers_does_not_make_it_run_again(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.export.check import ExportStage
+from pipelines.context import Context
 from pipelines.models.references import ModelSource, write_model_file
 from pipelines.models.tokenizers import load_tokenizer
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.export import ExportKeys
 from pipelines.recipe.parse import read_recipe
 from se_model import HyLoraConfig, Mamba2HybridConfig, Mamba2HybridForCausalLM, apply_hylora
 
@@ -89,10 +89,10 @@ def make_context(tmp_path: Path, base: Path, tuned: Path) -> MakeContext:
 
 
 @pytest.fixture
-def make_stage(tuned: Path) -> Callable[..., ExportStage]:
+def make_stage(tuned: Path) -> Callable[..., ExportKeys]:
     """An export stage for the tuned model."""
 
-    def make(**keys: Any) -> ExportStage:
-        return ExportStage.model_validate({"model": str(tuned), **keys})
+    def make(**keys: Any) -> ExportKeys:
+        return ExportKeys.model_validate({"model": str(tuned), **keys})
 
     return make

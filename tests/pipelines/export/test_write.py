@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.export import write
-from pipelines.export.check import ExportStage, run
+from pipelines.export.run import run
 from pipelines.export.write import export, probe_logits
 from pipelines.models.references import ModelSource, load_model, resolve_model
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.export import ExportKeys
 from se_model import Mamba2HybridForCausalLM
 
 RTOL = 1e-4
 ROOT = Path(__file__).parents[3]
 
-MakeStage = Callable[..., ExportStage]
+MakeStage = Callable[..., ExportKeys]
 MakeContext = Callable[[], Context]
 
 # Runs what the model cards say, in a process that knows nothing else.
@@ -97,7 +98,7 @@ def test_the_adapter_names_its_base_as_the_run_did(
 def test_files_that_give_other_logits_are_not_exported(
     make_stage: MakeStage, make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_wrongly(form: str, source: ModelSource, stage: ExportStage, folder: Path) -> None:
+    def write_wrongly(form: str, source: ModelSource, stage: ExportKeys, folder: Path) -> None:
         load_model(ModelSource(source.base)).save_pretrained(folder)  # without what was trained
 
     monkeypatch.setattr(write, "_write", write_wrongly)
@@ -121,6 +122,6 @@ def test_what_a_stopped_run_left_behind_is_replaced(
 
 def test_a_model_without_an_adapter_is_exported_merged_only(make_context: MakeContext, base: Path) -> None:
     with pytest.raises(EspanError, match="has no adapter; export it with format: merged"):
-        export(ExportStage(model=str(base), format="adapter"), make_context())
-    (written,) = export(ExportStage(model=str(base)), make_context())
+        export(ExportKeys(model=str(base), format="adapter"), make_context())
+    (written,) = export(ExportKeys(model=str(base)), make_context())
     assert written["largest_difference"] == 0

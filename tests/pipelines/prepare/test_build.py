@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import ray
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare import parts
 from pipelines.prepare import run as build
-from pipelines.prepare.check import PrepareStage, run
+from pipelines.prepare.run import run
 from pipelines.prepare.shards import ShardReader, holdout_folder, read_manifest
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.system import storage
 from pipelines.system.cluster_session import close_ray_session
 
@@ -61,11 +62,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(**keys: Any) -> PrepareStage:
-    return PrepareStage.model_validate({"tokenizer": "builtin:tiny", "sequence_length": LENGTH} | keys)
+def stage(**keys: Any) -> PrepareKeys:
+    return PrepareKeys.model_validate({"tokenizer": "builtin:tiny", "sequence_length": LENGTH} | keys)
 
 
-def prepare(stage: PrepareStage, output: Path) -> dict[str, Any]:
+def prepare(stage: PrepareKeys, output: Path) -> dict[str, Any]:
     return run(stage, Context("corpus", str(output), 17, {}, str(output.parent), recipe=None))  # type: ignore[arg-type]
 
 
@@ -184,17 +185,17 @@ def test_two_generated_sources_never_share_a_document(cluster: str, tmp_path: Pa
 PROGRAM = """
 import json, sys
 import ray
-from pipelines.prepare.check import PrepareStage, run
+from pipelines.prepare.check import PrepareKeys, run
 from pipelines.recipe.keys.section import Context
 keys, output, address, cpus = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 own = {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}
 options = {"address": address} if address else own
 ray.init(**options, log_to_driver=False, logging_level="error")
-run(PrepareStage.model_validate(keys), Context("corpus", output, 17, {}, output, recipe=None))
+run(PrepareKeys.model_validate(keys), Context("corpus", output, 17, {}, output, recipe=None))
 """
 
 
-def start(stage: PrepareStage, output: Path, *, address: str = "", cpus: int = 1) -> subprocess.Popen[bytes]:
+def start(stage: PrepareKeys, output: Path, *, address: str = "", cpus: int = 1) -> subprocess.Popen[bytes]:
     """Starts the stage in a process of its own, on the cluster at `address` or on one of `cpus` cores."""
     output.mkdir(parents=True, exist_ok=True)
     arguments = [json.dumps(stage.model_dump(mode="json")), str(output), address, str(cpus)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.prepare import pack as packing_module
 from pipelines.prepare.pack import Segment, draw, held_out, pack
-from pipelines.prepare.shards import Packing
+from pipelines.recipe.keys.common import Packing
 
 corpora = st.lists(st.integers(0, 50), max_size=60)
 PACKINGS: tuple[Packing, ...] = ("documents", "concatenate")

@@ -13,9 +13,10 @@ import pytest
 import zstandard
 
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.needles.compose import NeedleDocuments
 from pipelines.prepare.read import Document, Reject, plan_parts, read_part
-from pipelines.prepare.sources import NeedlesSource, PathSource
+from pipelines.prepare.sources import files_of
+from pipelines.recipe.keys.needles import NeedleDocuments
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 
 
 def read(source: PathSource | NeedlesSource, target_bytes: int = 1 << 20) -> list[Document | Reject]:
@@ -145,11 +146,11 @@ def test_small_text_files_share_a_part_and_large_ones_do_not(tmp_path: Path) -> 
 def test_files_of_unknown_ending_are_passed_over_in_folders_and_refused_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "notes.md").write_text("notes")
-    assert PathSource(path=str(tmp_path)).files() == [str(tmp_path / "a.txt")]
+    assert files_of(PathSource(path=str(tmp_path))) == [str(tmp_path / "a.txt")]
     with pytest.raises(InvalidKeyError, match=r"known ending \(\.txt, "):
-        PathSource(path=str(tmp_path / "notes.md")).files()
+        files_of(PathSource(path=str(tmp_path / "notes.md")))
     with pytest.raises(InvalidKeyError, match="no file matches"):
-        PathSource(path=str(tmp_path / "*.jsonl")).files()
+        files_of(PathSource(path=str(tmp_path / "*.jsonl")))
 
 
 def test_generated_documents_are_those_of_their_seed_whatever_the_parts() -> None:

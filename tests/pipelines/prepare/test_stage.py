@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, RecipeError
-from pipelines.prepare.check import PrepareStage
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.prepare.check import check, external_inputs
+from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.recipe.parse import read_recipe
 from pipelines.run.plan import plan_recipe
 from pipelines.system import machine, storage
@@ -124,14 +125,14 @@ def test_a_plan_shows_tokens_rows_disk_and_memory(corpus: Path, write_recipe: Wr
 
 
 def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write_recipe: WriteRecipe) -> None:
-    stage = read_recipe(write_recipe(RECIPE.replace("CORPUS", str(corpus)))).stages["corpus"].stage
+    stage = read_recipe(write_recipe(RECIPE.replace("CORPUS", str(corpus)))).stages["corpus"].keys
     assert stage.files_read() == tuple(storage.glob(str(corpus)))
-    (tokenizer,) = stage.external_inputs()
+    (tokenizer,) = external_inputs(stage)
     assert {Path(file).name for file in storage.glob(tokenizer)} == {
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    named = PrepareStage.model_validate(
+    named = PrepareKeys.model_validate(
         {"sources": [{"path": "x"}], "tokenizer": "owner/name", "sequence_length": 8}
     )
     assert named.external_inputs() == ("hub:owner/name",)
@@ -139,9 +140,9 @@ def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write
 
 def test_a_missing_source_is_refused_by_its_own_key(corpus: Path, tmp_path: Path) -> None:
     sources = [{"path": str(corpus)}, {"path": str(tmp_path / "none")}]
-    stage = PrepareStage.model_validate(
+    stage = PrepareKeys.model_validate(
         {"sources": sources, "tokenizer": "builtin:tiny", "sequence_length": 8}
     )
     with pytest.raises(InvalidKeyError) as error:
-        stage.check(CheckContext("corpus", str(tmp_path / "out"), 0, str(tmp_path), {}))
+        check(stage, CheckContext("corpus", str(tmp_path / "out"), 0, str(tmp_path), {}))
     assert error.value.key == "sources.1.path"

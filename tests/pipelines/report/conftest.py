@@ -11,7 +11,8 @@ import pytest
 from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
 from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, holdout_folder, write_manifest
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
-from pipelines.run.lineage import FINISHED, STARTED, FileHashes, finished_record, identify, started_record
+from pipelines.records import FINISHED, STARTED
+from pipelines.run.lineage import FileHashes, finished_record, identify, started_record
 from pipelines.system import storage
 from pipelines.train.worker.metrics import MetricsLog
 

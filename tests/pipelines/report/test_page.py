@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.scores import Scores
-from pipelines.recipe.keys.section import Context
+from pipelines.recipe.keys.report import ReportKeys
 from pipelines.report import build
 from pipelines.report.evaluations import evaluations
 from pipelines.report.outputs_view import parse_table
 from pipelines.report.records import RunRecord, StageRecord
-from pipelines.report.run import ReportStage, run
+from pipelines.report.run import run
 
 MakeWorkspace = Callable[..., Any]
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -155,7 +156,7 @@ def test_the_stage_writes_its_page_and_tells_where(make_workspace: MakeWorkspace
     workspace = make_workspace()
     workspace.start("page")
     context = Context("page", workspace.path("page"), 17, {}, str(workspace.folder), workspace.recipe)
-    result = run(ReportStage(), context)
+    result = run(ReportKeys(), context)
     assert result["page"] == workspace.path("page/report.html")
     page = Page(Path(result["page"]).read_text(encoding="utf-8"))
     assert "release" in page.cells

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.prepare.shards import Manifest, TokenizerEntry, write_manifest, write_shard
-from pipelines.train.check import TrainStage
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.worker.group import Group
 
@@ -81,7 +81,7 @@ MakeJob = Callable[..., TrainJob]
 @pytest.fixture
 def make_job(corpus: Path, tmp_path: Path) -> MakeJob:
     """Makes jobs that train a tiny model on the tiny corpus into `tmp_path/output`."""
-    from pipelines.recipe.keys.section import Context
+    from pipelines.context import Context
 
     def make(output: str = "out", **keys: Any) -> TrainJob:
         defaults: dict[str, Any] = {
@@ -94,7 +94,7 @@ def make_job(corpus: Path, tmp_path: Path) -> MakeJob:
         }
         folder = tmp_path / output
         folder.mkdir(exist_ok=True)
-        stage = TrainStage.model_validate(defaults | keys)
+        stage = TrainKeys.model_validate(defaults | keys)
         return resolve_job(stage, Context(output, str(folder), 3, {}, str(tmp_path), None))
 
     return make

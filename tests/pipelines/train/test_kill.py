@@ -39,7 +39,7 @@ def driver(folder: Path, *jobs: TrainJob) -> Iterator[psutil.Popen]:
     import pickle
 
     task = folder / "tasks"
-    task.write_bytes(pickle.dumps([(job.stage, job.output, job.seed) for job in jobs]))
+    task.write_bytes(pickle.dumps([(job.keys, job.output, job.seed) for job in jobs]))
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     log = (folder / "driver.log").open("a")
     process = psutil.Popen(

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.system.capacity import Capacity, NodeType
 from pipelines.system.machine import GIB
 from pipelines.system.worker_resources import reserve
-from pipelines.train.check import TrainStage
 from pipelines.train.plan.memory import check as check_module
 from pipelines.train.plan.memory.check import check_memory, memory_text
 from pipelines.train.plan.memory.count import PROCESS_BYTES, Counted, Rows
@@ -24,7 +24,7 @@ CONFIGURATION = Mamba2HybridConfig(**TINY, vocab_size=64)
 ROWS = Rows(1024, packed=True)
 
 
-def stage(**keys: Any) -> TrainStage:
+def stage(**keys: Any) -> TrainKeys:
     plain = {
         "data": "x",
         "model": {"new": TINY},
@@ -34,7 +34,7 @@ def stage(**keys: Any) -> TrainStage:
         "learning_rate": 1.0,
         "precision": "fp32",
     }
-    return TrainStage.model_validate(plain | keys)
+    return TrainKeys.model_validate(plain | keys)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_refusal_names_the_keys_that_make_it_fit(context: CheckContext) -> Non
 def test_keys_are_changed_together_where_one_is_not_enough() -> None:
     tried: list[tuple[bool, int]] = []
 
-    def fits(changed: TrainStage) -> bool:
+    def fits(changed: TrainKeys) -> bool:
         tried.append((changed.activation_checkpointing, changed.deepspeed.zero))
         return changed.activation_checkpointing and changed.deepspeed.zero == 3
 

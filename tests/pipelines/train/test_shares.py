@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, RecipeError
-from pipelines.recipe.keys.section import CheckContext
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.run.plan import plan_recipe
-from pipelines.train.check import TrainStage
+from pipelines.train.check import check, plan
 from pipelines.train.plan.architecture import skeleton
 from pipelines.train.plan.exchange import exchanged
 from pipelines.train.plan.memory.count import Counted, Rows
@@ -21,7 +22,7 @@ from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 from tests.se_model.tiny_models import CONFIGS
 
 
-def stage_of(corpus: Path, **changed: Any) -> TrainStage:
+def stage_of(corpus: Path, **changed: Any) -> TrainKeys:
     keys: dict[str, Any] = {
         "data": str(corpus),
         "model": {"new": TINY},
@@ -30,7 +31,7 @@ def stage_of(corpus: Path, **changed: Any) -> TrainStage:
         "tokens_per_step": 1536,
         "learning_rate": 1e-3,
     }
-    return TrainStage.model_validate(keys | changed)
+    return TrainKeys.model_validate(keys | changed)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_rows_that_are_not_whole_chunks_for_every_worker_are_refused(
     corpus = write_corpus(tmp_path / "shards", length=length)
     stage = stage_of(corpus, **{"tokens_per_step": length * 6, **changed})
     with pytest.raises(InvalidKeyError) as refused:
-        stage.check(context)
+        check(stage, context)
     assert str(refused.value) == f"context_parallel: {message}"
 
 
@@ -111,7 +112,7 @@ def test_attention_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
     chunks = {"chunk_sizes": [32]} if kind == "random" else {}
     stage = stage_of(corpus, workers=2, context_parallel=2, attention={"kind": kind, **chunks})
     with pytest.raises(InvalidKeyError, match=f"context_parallel: attention of kind {kind} cannot run on a"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
@@ -127,7 +128,7 @@ def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
         corpus, workers=2, context_parallel=2, model=str(tmp_path / "jamba"), attention={"kind": "full"}
     )
     with pytest.raises(InvalidKeyError, match=r"\Acontext_parallel: .*layers\.0\.mamba.*\Z"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_models_of_attention_alone_may_share_rows(
@@ -140,9 +141,9 @@ def test_models_of_attention_alone_may_share_rows(
     stage = stage_of(
         corpus, workers=2, context_parallel=2, model=str(tmp_path / "llama"), attention={"kind": "full"}
     )
-    stage.check(context)
+    check(stage, context)
     # 32 tokens' keys and values of 32 numbers each, there and back, in 2 layers and 24 micro-batches.
-    assert "attention 768.0 KiB" in stage.plan(context)["exchange"]
+    assert "attention 768.0 KiB" in plan(stage, context)["exchange"]
 
 
 @pytest.mark.parametrize("name", ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"])

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipelines.context import CheckContext, Context
 from pipelines.errors import EspanError, InvalidKeyError
-from pipelines.recipe.keys.section import CheckContext, Context
-from pipelines.train.check import TrainStage
+from pipelines.recipe.keys.train import TrainKeys
+from pipelines.train.check import check, plan
 from pipelines.train.job import resolve_job
 from tests.pipelines.train.conftest import SPAN, TINY, MakeJob, write_corpus
 
@@ -46,52 +47,52 @@ def context(tmp_path: Path) -> CheckContext:
 )
 def test_impossible_keys_are_refused_by_name(corpus: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        TrainStage.model_validate(keys(corpus, **changed))
+        TrainKeys.model_validate(keys(corpus, **changed))
 
 
 def test_a_step_that_is_not_whole_micro_batches_is_refused_with_the_nearest_that_is(
     corpus: Path, context: CheckContext
 ) -> None:
-    stage = TrainStage.model_validate(keys(corpus, tokens_per_step=300, workers=2))
+    stage = TrainKeys.model_validate(keys(corpus, tokens_per_step=300, workers=2))
     with pytest.raises(InvalidKeyError, match=r"tokens_per_step: 300 is not a multiple of 128 .* 256"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_a_missing_corpus_is_refused(corpus: Path, context: CheckContext) -> None:
-    stage = TrainStage.model_validate(keys(corpus, data="./nowhere"))
+    stage = TrainKeys.model_validate(keys(corpus, data="./nowhere"))
     with pytest.raises(InvalidKeyError, match=r"data: '\./nowhere' is neither an earlier stage nor a path"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_unfinished_shards_are_refused(corpus: Path, context: CheckContext, tmp_path: Path) -> None:
     unfinished = write_corpus(tmp_path / "unfinished")
     (unfinished / "manifest.json").unlink()
-    stage = TrainStage.model_validate(keys(unfinished))
+    stage = TrainKeys.model_validate(keys(unfinished))
     with pytest.raises(InvalidKeyError, match=r"data: .*unfinished"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_a_misspelt_size_of_a_new_model_is_refused_before_training(
     corpus: Path, context: CheckContext
 ) -> None:
-    stage = TrainStage.model_validate(keys(corpus, model={"new": {"hiden_size": 3}}))
+    stage = TrainKeys.model_validate(keys(corpus, model={"new": {"hiden_size": 3}}))
     with pytest.raises(InvalidKeyError, match=r"model\.new: .*hiden_size"):
-        stage.check(context)
+        check(stage, context)
 
 
 def test_a_sound_stage_passes_and_plans(corpus: Path, context: CheckContext) -> None:
-    stage = TrainStage.model_validate(keys(corpus, workers=2))
-    stage.check(context)
-    plan = stage.plan(context)
-    assert plan["shapes"] == "4 rows of 64 tokens a step: 2 workers x 2 micro-batches x 1 rows"
-    assert plan["length"] == "10 steps, 2,560 tokens"
+    stage = TrainKeys.model_validate(keys(corpus, workers=2))
+    check(stage, context)
+    planned = plan(stage, context)
+    assert planned["shapes"] == "4 rows of 64 tokens a step: 2 workers x 2 micro-batches x 1 rows"
+    assert planned["length"] == "10 steps, 2,560 tokens"
 
 
 def test_the_number_of_workers_does_not_decide_what_comes_out() -> None:
     assert (
         {"workers", "context_parallel", "resources"}
-        <= TrainStage.execution_keys
-        <= set(TrainStage.model_fields)
+        <= TrainKeys.execution_keys
+        <= set(TrainKeys.model_fields)
     )
 
 
@@ -104,12 +105,12 @@ def test_data_of_another_tokenizer_is_refused(make_job: MakeJob, corpus: Path, t
         model
     )
     (model / "config.json").write_text("{}")
-    stage = TrainStage.model_validate(keys(corpus, model=str(model)))
+    stage = TrainKeys.model_validate(keys(corpus, model=str(model)))
     with pytest.raises(EspanError, match="was tokenized with builtin:tiny"):
         resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), None))
 
 
 def test_a_corpus_without_rows_is_refused(tmp_path: Path) -> None:
-    stage = TrainStage.model_validate(keys(write_corpus(tmp_path / "empty", rows=0)))
+    stage = TrainKeys.model_validate(keys(write_corpus(tmp_path / "empty", rows=0)))
     with pytest.raises(EspanError, match="holds no rows"):
         resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), None))

@@ -40,7 +40,7 @@ def metrics(job: TrainJob, *names: str) -> torch.Tensor:
 
 def plain_loop(job: TrainJob) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and gradient norm per step, and the weights in the end, with torch alone."""
-    stage, corpus = job.stage, ShardReader(job.data)
+    stage, corpus = job.keys, ShardReader(job.data)
     model = training_model(job, corpus.manifest).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(decay_groups(trainable, stage.weight_decay), betas=stage.betas)
@@ -134,8 +134,8 @@ def start(job: TrainJob, group: Group) -> tuple[torch.nn.Module, Steps]:
     corpus = ShardReader(job.data)
     model = training_model(job, corpus.manifest)
     plan = BatchPlan(job.rows_per_step, 1, 1)
-    engine = Engine(model, job.stage, workers=1, accumulation=plan.accumulation)
-    return model, Steps(job.stage, group, engine, corpus, plan, RowOrder(len(corpus), 0), True, 0)
+    engine = Engine(model, job.keys, workers=1, accumulation=plan.accumulation)
+    return model, Steps(job.keys, group, engine, corpus, plan, RowOrder(len(corpus), 0), True, 0)
 
 
 def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -10,18 +10,18 @@ from pipelines.train.plan.memory.count import Rows, UncountableError, counted_mo
 from pipelines.train.plan.memory.device import Device
 from pipelines.train.plan.memory.fit import Fix, find_fix
 from pipelines.train.plan.memory.parts import Parts
-from pipelines.train.plan.sharding import check_groups, check_layers, check_rows
+from pipelines.train.plan.sharding import check_layers, check_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from pipelines.context import CheckContext
     from pipelines.models.configuration import Described
-    from pipelines.recipe.keys.section import CheckContext
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 
 def check_memory(
-    stage: TrainStage,
+    stage: TrainKeys,
     model: Described | PreTrainedConfig | None,
     rows: Rows,
     context: CheckContext,
@@ -47,8 +47,8 @@ def check_memory(
         _check_hosts(stage, counted.loading_bytes(stage), device)
         return
 
-    def fits(changed: TrainStage) -> bool:
-        check_groups(changed)
+    def fits(changed: TrainKeys) -> bool:
+        changed.check_groups()
         changed.rows_per_step(rows.length)
         check_rows(changed, rows.length, rows.packed)
         check_layers(changed, context)
@@ -60,7 +60,7 @@ def check_memory(
 
 
 def memory_text(
-    stage: TrainStage, model: Described | PreTrainedConfig | None, rows: Rows, device: Device
+    stage: TrainKeys, model: Described | PreTrainedConfig | None, rows: Rows, device: Device
 ) -> dict[str, str]:
     """Returns what `espan plan` prints of memory."""
     if model is None:
@@ -76,7 +76,7 @@ def memory_text(
     return lines
 
 
-def _check_hosts(stage: TrainStage, loading: int, device: Device) -> None:
+def _check_hosts(stage: TrainKeys, loading: int, device: Device) -> None:
     """Refuses nodes whose main memory does not hold what their workers load.
 
     Raises:
@@ -93,11 +93,11 @@ def _check_hosts(stage: TrainStage, loading: int, device: Device) -> None:
     )
 
 
-def _fits(stage: TrainStage, parts: Parts, device: Device) -> bool:
+def _fits(stage: TrainKeys, parts: Parts, device: Device) -> bool:
     return device.memory is None or parts.total * (stage.workers if device.local else 1) <= device.memory
 
 
-def _parts_text(stage: TrainStage, parts: Parts, device: Device) -> str:
+def _parts_text(stage: TrainKeys, parts: Parts, device: Device) -> str:
     there = ""
     if device.memory is not None:
         sharing = f" for {stage.workers} workers" if device.local and stage.workers > 1 else ""
@@ -108,7 +108,7 @@ def _parts_text(stage: TrainStage, parts: Parts, device: Device) -> str:
     return f"{text}; too much to train here: needs a cluster (RAY_ADDRESS)"
 
 
-def _too_much(stage: TrainStage, parts: Parts, device: Device) -> str:
+def _too_much(stage: TrainKeys, parts: Parts, device: Device) -> str:
     assert device.memory is not None
     if not device.local:
         there = bytes_text(device.memory)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models.configuration import Described
+from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.train.plan.memory.batch import Batch
 from pipelines.train.plan.memory.engine import Sharing, Weights, fullest
 from pipelines.train.plan.memory.parts import Parts
@@ -18,7 +19,7 @@ from pipelines.train.plan.sharding import row_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
     from pipelines.train.plan.memory.passes import Skeleton
 
 _WIDEST = 4  # bytes of a number in a file of weights
@@ -57,7 +58,7 @@ class Counted:
         self._skeletons: dict[str, Skeleton] = {}
         self._runs: dict[str, tuple[Weights, list[Stretch]]] = {}
 
-    def parts(self, stage: TrainStage, *, gpu: bool) -> Parts:
+    def parts(self, stage: TrainKeys, *, gpu: bool) -> Parts:
         """Returns what one worker of `stage` holds at its fullest, on a GPU or in main memory.
 
         Raises:
@@ -81,7 +82,7 @@ class Counted:
             process=0 if gpu else PROCESS_BYTES,
         )
 
-    def pass_of(self, stage: TrainStage, *, gpu: bool) -> tuple[Weights, list[Stretch]]:
+    def pass_of(self, stage: TrainKeys, *, gpu: bool) -> tuple[Weights, list[Stretch]]:
         """Returns the model's weights, and the memory of a forward and backward pass.
 
         Raises:
@@ -101,7 +102,7 @@ class Counted:
             self._runs[name] = Weights.of(weights), [Stretch(**each) for each in stretches]
         return self._runs[name]
 
-    def loading_bytes(self, stage: TrainStage) -> int:
+    def loading_bytes(self, stage: TrainKeys) -> int:
         """Returns what a worker on a GPU holds in main memory while it loads the model's weights.
 
         They go to the GPU, whole or the worker's share, as they are read: one tensor is here at a time.
@@ -111,12 +112,12 @@ class Counted:
         )
         return PROCESS_BYTES + int(largest) * _WIDEST
 
-    def _run(self, configuration: PreTrainedConfig, stage: TrainStage, gpu: bool) -> list[Any]:
+    def _run(self, configuration: PreTrainedConfig, stage: TrainKeys, gpu: bool) -> list[Any]:
         skeleton = self._skeleton(configuration, stage)
         stretches = skeleton.run(self._batch(stage), checkpointing=stage.activation_checkpointing, gpu=gpu)
         return [asdict(skeleton.weights), [asdict(each) for each in stretches]]
 
-    def _batch(self, stage: TrainStage) -> Batch:
+    def _batch(self, stage: TrainKeys) -> Batch:
         tokens = row_tokens(stage, self.rows.length, self.rows.packed) // stage.context_parallel
         # Over several ranks transformers' layers take documents too, each rank's a row of its own here.
         packed = self.rows.packed and (
@@ -124,11 +125,11 @@ class Counted:
         )
         return Batch(1 if self.rows.packed else stage.micro_batch_rows, tokens, packed)
 
-    def _micro_batches(self, stage: TrainStage) -> int:
+    def _micro_batches(self, stage: TrainKeys) -> int:
         rows = stage.tokens_per_step // self.rows.length
-        return rows // (stage.layout.groups * stage.micro_batch_rows)
+        return rows // (stage.groups * stage.micro_batch_rows)
 
-    def _exchange(self, stage: TrainStage) -> int:
+    def _exchange(self, stage: TrainKeys) -> int:
         """Bytes of what came from the workers that share a row, kept for the backward pass."""
         if stage.context_parallel == 1:
             return 0
@@ -140,7 +141,7 @@ class Counted:
             return both
         return both // int(self.model.remembered("layers", None, lambda found: found.num_hidden_layers))
 
-    def _skeleton(self, configuration: PreTrainedConfig, stage: TrainStage) -> Skeleton:
+    def _skeleton(self, configuration: PreTrainedConfig, stage: TrainKeys) -> Skeleton:
         import torch
 
         from pipelines.train.plan.memory.passes import Skeleton
@@ -149,14 +150,14 @@ class Counted:
         if name not in self._skeletons:
             self._skeletons[name] = Skeleton(
                 configuration,
-                stage.attention.build(seed=0),
-                None if stage.hylora is None else stage.hylora.build(),
+                attention_config(stage.attention, 0),
+                None if stage.hylora is None else hylora_config(stage.hylora),
                 torch.bfloat16 if stage.precision == "bf16" else torch.float32,
             )
         return self._skeletons[name]
 
 
-def _skeleton_keys(stage: TrainStage) -> dict[str, Any]:
+def _skeleton_keys(stage: TrainKeys) -> dict[str, Any]:
     """Returns all of the keys that `Counted._skeleton` looks at."""
     return {
         "attention": stage.attention.model_dump(mode="json"),

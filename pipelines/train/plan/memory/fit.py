@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import EspanError, InvalidKeyError
 
 if TYPE_CHECKING:
-    from pipelines.train.check import TrainStage
+    from pipelines.recipe.keys.train import TrainKeys
 
 _MOST_TOGETHER = 3
 _MORE_WORKERS = (2, 4, 8)
@@ -36,7 +36,7 @@ class _Change:
     text: str
 
 
-def find_fix(stage: TrainStage, fits: Callable[[TrainStage], bool], *, shared: bool) -> Fix | None:
+def find_fix(stage: TrainKeys, fits: Callable[[TrainKeys], bool], *, shared: bool) -> Fix | None:
     """Returns the fewest keys with which `stage` fits, of several those that cost least; None if none do.
 
     Args:
@@ -52,7 +52,7 @@ def find_fix(stage: TrainStage, fits: Callable[[TrainStage], bool], *, shared: b
     return None
 
 
-def _changes(stage: TrainStage, shared: bool) -> Iterator[_Change]:
+def _changes(stage: TrainKeys, shared: bool) -> Iterator[_Change]:
     """What may help, in the order of what it costs: time, exchanges, machines, precision."""
     if not stage.activation_checkpointing:
         yield _Change("activation_checkpointing", True, "activation_checkpointing: true")
@@ -75,7 +75,7 @@ def _changes(stage: TrainStage, shared: bool) -> Iterator[_Change]:
         yield _Change("precision", "bf16", "precision: bf16")
 
 
-def _works(stage: TrainStage, chosen: tuple[_Change, ...], fits: Callable[[TrainStage], bool]) -> bool:
+def _works(stage: TrainKeys, chosen: tuple[_Change, ...], fits: Callable[[TrainKeys], bool]) -> bool:
     changed = stage.model_copy(update={each.key: each.value for each in chosen})
     try:
         return fits(changed)

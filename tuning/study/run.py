@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
+from pipelines.context import Context
 from pipelines.errors import EspanError
-from pipelines.recipe.keys.section import Context
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.cluster_session import ray_session
 from pipelines.system.progress import Task
 from pipelines.system.worker_resources import check_room
 from pipelines.train.failures import final_failure, restart_mends
-from tuning.study import StudyStage
-from tuning.trials import TRIAL_FILE, Outcome, Trial, read_outcome, run_trial
+from pipelines.train.resources import reservation, reserving
+from tuning.study.keys import StudyKeys
+from tuning.study.trial import Trial
+from tuning.study.trials import TRIAL_FILE, TrialResult, read_result, run_trial
 
 _POLL_SECONDS = 2.0
 _FAILURE = "failure"
@@ -32,10 +34,10 @@ _TRIAL_MEMORY = 1 << 20
 
 def run_trials(
     trials: Sequence[Trial],
-    stage: StudyStage,
+    keys: StudyKeys,
     context: Context,
-    write: Callable[[Sequence[Outcome]], object],
-) -> list[Outcome]:
+    write: Callable[[Sequence[TrialResult]], object],
+) -> list[TrialResult]:
     """Runs every trial that has not finished and returns the outcomes of all, in order.
 
     `write` is given what is there so far, whenever that is more: a study takes long, and its table should
@@ -46,13 +48,13 @@ def run_trials(
     """
     open_trials = [trial for trial in trials if not _finished(trial, context)]
 
-    def finished_so_far() -> list[Outcome]:
-        return [read_outcome(trial, context.output) for trial in trials if _finished(trial, context)]
+    def finished_so_far() -> list[TrialResult]:
+        return [read_result(trial, context.output) for trial in trials if _finished(trial, context)]
 
     with context.progress.task(context.name, len(trials), "trials") as task:
         task.advance(len(trials) - len(open_trials))
         if open_trials:
-            _run(open_trials, stage, context, task, lambda: write(finished_so_far()))
+            _run(open_trials, keys, context, task, lambda: write(finished_so_far()))
     found = finished_so_far()
     if len(found) < len(trials):
         raise EspanError(
@@ -70,10 +72,10 @@ def _with_resources(trials: Sequence[Trial], context: Context) -> list[Trial]:
     settled, shown = [], set()
     for trial in trials:
         if trial.train is not None:
-            workers = trial.train.reservation(there)
+            workers = reservation(trial.train, there)
             check_room(workers, there)
             shown.add(str(workers))
-            trial = replace(trial, train=trial.train.reserving(workers))
+            trial = replace(trial, train=reserving(trial.train, workers))
         settled.append(trial)
     for line in sorted(shown):
         context.progress.message(f"{context.name}: workers of a trial: {line}")
@@ -86,10 +88,10 @@ def _finished(trial: Trial, context: Context) -> bool:
 
 def _run(
     trials: Sequence[Trial],
-    stage: StudyStage,
+    keys: StudyKeys,
     context: Context,
     task: Task,
-    one_more: Callable[[], object],
+    on_finished: Callable[[], object],
 ) -> None:
     # Tune (2.60) prints tables and hints whatever `verbose` says, unless it is asked for its older output and
     # that is given a callback that keeps quiet. The task's line says how far the study is.
@@ -116,7 +118,7 @@ def _run(
     def trainable(config: dict[str, Any]) -> dict[str, str]:
         # What is raised starts the trial again, from its checkpoints: that is for lost machines.
         try:
-            run_trial(by_name[config["trial"]], stage.evaluate, Context(**parts))
+            run_trial(by_name[config["trial"]], keys.evaluate, Context(**parts))
         except Exception as error:
             if restart_mends(error):
                 raise
@@ -125,19 +127,19 @@ def _run(
 
     folder = tempfile.mkdtemp(prefix="espan-ray-tune-")
     try:
-        with _counting(trials, context, task, one_more):
+        with _counting(trials, context, task, on_finished):
             results = tune.Tuner(
                 # The training's own workers reserve CPUs and GPUs; the trial only waits for them. Tune does
                 # not let it reserve nothing.
                 tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": _TRIAL_MEMORY}])),
                 param_space={"trial": tune.grid_search(list(by_name))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=stage.concurrent),
+                tune_config=tune.TuneConfig(max_concurrent_trials=keys.concurrent),
                 run_config=tune.RunConfig(
                     name=context.name,
                     storage_path=folder,
                     verbose=0,
                     callbacks=[Quiet()],
-                    failure_config=tune.FailureConfig(max_failures=stage.train.max_failures),
+                    failure_config=tune.FailureConfig(max_failures=keys.train.max_failures),
                 ),
             ).fit()
     finally:
@@ -153,7 +155,7 @@ def _run(
 
 @contextmanager
 def _counting(
-    trials: Sequence[Trial], context: Context, task: Task, one_more: Callable[[], object]
+    trials: Sequence[Trial], context: Context, task: Task, on_finished: Callable[[], object]
 ) -> Iterator[None]:
     """Advances `task` as trials finish; a callback of Tune's must be picklable, and `task` is not."""
     waiting = list(trials)
@@ -165,7 +167,7 @@ def _counting(
             waiting.remove(trial)
             task.advance(1, last=trial.name)
         if done:
-            one_more()
+            on_finished()
 
     def watch() -> None:
         while not over.wait(_POLL_SECONDS):

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from pipelines.errors import InvalidKeyError
-from pipelines.evaluate.check import EvaluateStage, PerplexitySection, RecallSection
-from pipelines.models.bos import BosKey
 from pipelines.recipe.keys.attention import Attention, FullSection
-from pipelines.recipe.keys.section import CheckContext, EarlierStage, Section, Stage
+from pipelines.recipe.keys.common import BosKey, Precision
+from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
+from pipelines.recipe.keys.section import Section, StageKeys
+from pipelines.recipe.keys.train import TrainKeys
 from pipelines.recipe.path_keys import Reference
-from pipelines.system.precision import Precision
-from pipelines.train.check import TrainStage
-
-TRAINED = "trained"
-"""What a trial's evaluation calls the model that the trial trained."""
 
 
 class Scoring(Section):
@@ -31,7 +26,7 @@ class Scoring(Section):
         perplexity: perplexity by length, or None.
         bos: as in an evaluate stage.
         tokens_per_batch: tokens that go through the model together, at most.
-        precision: of the weights and the arithmetic; see `EvaluateStage`.
+        precision: of the weights and the arithmetic; see `EvaluateKeys`.
     """
 
     attention: Attention = FullSection()
@@ -41,12 +36,12 @@ class Scoring(Section):
     tokens_per_batch: PositiveInt = 4096
     precision: Precision = "auto"
 
-    def stage(self, model: str) -> EvaluateStage:
-        """Returns the evaluate stage that scores `model` with one worker."""
-        return EvaluateStage.model_validate({**self.model_dump(), "model": model, "workers": 1})
+    def of(self, model: str) -> EvaluateKeys:
+        """Returns the keys of an evaluation that scores `model` with one worker."""
+        return EvaluateKeys.model_validate({**self.model_dump(), "model": model, "workers": 1})
 
 
-class StudyStage(Stage):
+class StudyKeys(StageKeys):
     """Base of `tune` and `compare`.
 
     Attributes:
@@ -57,34 +52,24 @@ class StudyStage(Stage):
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"concurrent"})
 
-    train: TrainStage
+    train: TrainKeys
     evaluate: Scoring
     concurrent: Annotated[int, Field(ge=1)] = 1
 
     def references(self) -> tuple[str, ...]:
         """What the base training and the scoring refer to."""
-        return (*self.train.references(), *self.evaluate.stage("builtin:tiny").references())
-
-    def external_inputs(self) -> tuple[str, ...]:
-        """The files that the base training and the scoring read."""
-        return (*self.train.external_inputs(), *self.evaluate.stage("builtin:tiny").external_inputs())
-
-    def check(self, context: CheckContext) -> None:
-        """Refuses what the base training or the scoring refuses."""
-        _below("train", self.train.check, context)
-        trained = EarlierStage(TRAINED, "train", self.train, context.output)
-        with_trained = replace(context, earlier={**context.earlier, TRAINED: trained})
-        _below("evaluate", self.evaluate.stage(TRAINED).check, with_trained)
+        scored = (self.evaluate.perplexity.data,) if self.evaluate.perplexity else ()
+        return (*self.train.references(), *scored)
 
 
 def absolute_change(key: str, value: Any, stages: Collection[str]) -> Any:
     """Returns the value of a changed key of a training, its path absolute if it is one."""
-    field = TrainStage.model_fields.get(key)
+    field = TrainKeys.model_fields.get(key)
     marks = [each for each in field.metadata if isinstance(each, Reference)] if field else []
     return marks[0].absolute(value, stages) if marks and isinstance(value, str) else value
 
 
-def with_changes(base: TrainStage, changes: Mapping[str, Any], key: str) -> TrainStage:
+def with_changes(base: TrainKeys, changes: Mapping[str, Any], key: str) -> TrainKeys:
     """Returns `base` with other values at dotted keys (`attention.top_k`); a mapping replaces the whole key.
 
     Raises:
@@ -93,15 +78,15 @@ def with_changes(base: TrainStage, changes: Mapping[str, Any], key: str) -> Trai
     keys = copy.deepcopy(base.model_dump())
     for dotted, value in changes.items():
         *folders, last = dotted.split(".")
-        place = keys
+        section = keys
         for folder in folders:
-            inner = place.get(folder)
+            inner = section.get(folder)
             if not isinstance(inner, dict):
                 raise InvalidKeyError(key, f"train has no key '{dotted}'")
-            place = inner
-        place[last] = value
+            section = inner
+        section[last] = value
     try:
-        return TrainStage.model_validate(keys)
+        return TrainKeys.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
@@ -109,15 +94,6 @@ def with_changes(base: TrainStage, changes: Mapping[str, Any], key: str) -> Trai
             str(cause) if isinstance(cause, InvalidKeyError) else f"{_dotted(first['loc'])}: {first['msg']}"
         )
         raise InvalidKeyError(key, f"gives no valid training: {what}") from None
-
-
-def _below(key: str, check: Any, context: CheckContext) -> None:
-    try:
-        check(context)
-    except InvalidKeyError as error:
-        raise InvalidKeyError(
-            ".".join(filter(None, (key, error.key))), error.what, error.suggestion
-        ) from error
 
 
 def _dotted(location: tuple[str | int, ...]) -> str:

@@ -6,38 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.evaluate.check import run as run_evaluation
-from pipelines.recipe.keys.section import Context, StageOutput
+from pipelines.context import Context, StageOutput
+from pipelines.evaluate.run import run as run_evaluation
 from pipelines.system import storage
 from pipelines.system.progress import Progress
-from pipelines.train.check import TrainStage
-from pipelines.train.check import run as run_training
-from tuning.study import TRAINED, Scoring
+from pipelines.train.run import run as run_training
+from tuning.study.keys import Scoring
+from tuning.study.trial import TRAINED, Trial
 
 TRIAL_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one trial does.
-
-    Attributes:
-        name: also its folder's name.
-        seed: of its training; its scores use the study's seed, so that all trials answer the same questions.
-        label: what it varies, for tables: column -> value.
-        train: its training; None scores `model` as it is.
-        model: what is scored where nothing is trained.
-    """
-
-    name: str
-    seed: int
-    label: Mapping[str, str]
-    train: TrainStage | None
-    model: str
-
-
-@dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """What a trial came to: mean recall over the tasks, each task's, and perplexity, by length."""
 
     trial: Trial
@@ -45,7 +26,6 @@ class Outcome:
     tasks: Mapping[int, Mapping[str, float]]
     perplexity: Mapping[int, float]
     loss: float | None
-    seconds: float
 
 
 def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:
@@ -55,21 +35,21 @@ def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:
         return
     quiet = replace(context, name=trial.name, progress=Progress())
     inputs = dict(context.inputs)
-    loss, seconds, model = None, 0.0, trial.model
+    loss, model = None, trial.model
     if trial.train is not None:
         place = storage.join(folder, "model")
         storage.make_folder(place)
-        result = run_training(trial.train, replace(quiet, output=place, seed=trial.seed, resuming=True))
+        result = run_training(trial.train, replace(quiet, output=place, seed=trial.seed))
         inputs[TRAINED] = StageOutput(TRAINED, "train", place, result, trial.name, trial.train)
-        loss, seconds, model = result["last_loss"], result.get("seconds", 0.0), TRAINED
+        loss, model = result["last_loss"], TRAINED
     scores = storage.join(folder, "scores")
     storage.make_folder(scores)
-    run_evaluation(scoring.stage(model), replace(quiet, output=scores, inputs=inputs))
-    record = {"trial": trial.name, "loss": loss, "seconds": seconds, "label": dict(trial.label)}
+    run_evaluation(scoring.of(model), replace(quiet, output=scores, inputs=inputs))
+    record = {"trial": trial.name, "loss": loss, "label": dict(trial.label)}
     storage.write_json_atomic(storage.join(folder, TRIAL_FILE), record)
 
 
-def read_outcome(trial: Trial, output: str) -> Outcome:
+def read_result(trial: Trial, output: str) -> TrialResult:
     """Returns what a finished trial came to, read from its folder below `output`."""
     folder = storage.join(output, trial.name)
     record: dict[str, Any] = storage.read_json(storage.join(folder, TRIAL_FILE))
@@ -77,11 +57,10 @@ def read_outcome(trial: Trial, output: str) -> Outcome:
     tasks: dict[int, dict[str, float]] = {}
     for score in scores["recall"]:
         tasks.setdefault(score["length"], {})[score["task"]] = score["recall"]
-    return Outcome(
+    return TrialResult(
         trial=trial,
         recall={length: sum(each.values()) / len(each) for length, each in tasks.items()},
         tasks=tasks,
         perplexity={score["length"]: score["perplexity"] for score in scores["perplexity"]},
         loss=record["loss"],
-        seconds=record["seconds"],
     )

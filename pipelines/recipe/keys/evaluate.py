@@ -1,0 +1,131 @@
+"""The keys of an evaluate stage: which model, with which attention, on what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from pipelines.errors import InvalidKeyError
+from pipelines.recipe.keys.attention import Attention, FullSection
+from pipelines.recipe.keys.common import BosKey, Lengths, Precision, distinct
+from pipelines.recipe.keys.needles import RECALL_TASKS, RecallTask
+from pipelines.recipe.keys.section import Section, StageKeys
+from pipelines.recipe.path_keys import MODEL, TOKENIZER, StageOrPath
+
+
+class RecallSection(Section):
+    """Needle recall: `samples` prompts of every task at every length.
+
+    Attributes:
+        lengths: tokens in a prompt, its questions and answers included.
+        samples: prompts of each task at each length.
+        tasks: see `pipelines.needles`.
+        tokenizer: of the prompts; default: the model's own.
+    """
+
+    lengths: Lengths
+    samples: PositiveInt = 64
+    tasks: Annotated[tuple[RecallTask, ...], Field(min_length=1)] = RECALL_TASKS
+    tokenizer: Annotated[str | None, TOKENIZER] = None
+
+    @field_validator("lengths", "tasks")
+    @classmethod
+    def _no_repetition(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return distinct(values)
+
+
+class PerplexitySection(Section):
+    """Perplexity of the same tokens at growing context; see `pipelines.evaluate.perplexity`.
+
+    Attributes:
+        data: a prepare stage, or a folder of shards.
+        split: which of its rows.
+        lengths: tokens in view, the scored ones included.
+        rows: documents scored, at most.
+        scored: how many tokens at the end of a document count; default: half the shortest length.
+    """
+
+    data: StageOrPath
+    split: Literal["holdout", "train"] = "holdout"
+    lengths: Lengths
+    rows: PositiveInt = 64
+    scored: PositiveInt | None = None
+
+    @field_validator("lengths")
+    @classmethod
+    def _no_repetition(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _context_before_scored(self) -> PerplexitySection:
+        if self.scored is not None and self.scored >= min(self.lengths):
+            raise InvalidKeyError("scored", f"must be less than the shortest length, {min(self.lengths)}")
+        return self
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens of each document count."""
+        return self.scored or min(self.lengths) // 2
+
+
+class WorkerResources(Section):
+    """What one worker gets of the cluster.
+
+    Attributes:
+        cpus: logical CPUs, and with it threads.
+        gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs.
+    """
+
+    cpus: PositiveInt = 1
+    gpus: Literal[0, 1] | None = None
+
+
+class EvaluateKeys(StageKeys):
+    """The keys below `evaluate:`.
+
+    Attributes:
+        model: a train stage, `builtin:tiny`, a folder or a hub name.
+        attention: what the attention layers compute while the model is scored.
+        recall: needle recall, or None.
+        perplexity: perplexity by length, or None.
+        bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
+            their lengths include: `auto`: as the model's tokenizer does, or else the perplexity data.
+        workers: Ray tasks that score side by side; default: as many as the cluster has room for. It does not
+            change the scores.
+        resources: of one worker.
+        tokens_per_batch: tokens that go through the model together, at most, unless one row alone has more.
+        precision: of the weights and the arithmetic; `auto` is bf16 on GPUs that have it, else fp32.
+    """
+
+    execution_keys: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    model: Annotated[str, MODEL]
+    attention: Attention = FullSection()
+    recall: RecallSection | None = None
+    perplexity: PerplexitySection | None = None
+    bos: BosKey = "auto"
+    workers: PositiveInt | None = None
+    resources: WorkerResources = WorkerResources()
+    tokens_per_batch: PositiveInt = 4096
+    precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _something_to_score(self) -> EvaluateKeys:
+        if self.recall is None and self.perplexity is None:
+            raise InvalidKeyError("", "nothing to evaluate; give recall, perplexity or both")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_nothing_ahead(self) -> EvaluateKeys:
+        # selection: chunk looks at every query of a chunk, and the answers stand among them.
+        if self.attention.kind == "span" and self.attention.selection == "chunk":
+            raise InvalidKeyError(
+                "attention.selection",
+                "'chunk' lets later tokens decide what earlier ones see; scores need 'causal'",
+            )
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        """The model and the shards."""
+        return (self.model, self.perplexity.data) if self.perplexity else (self.model,)

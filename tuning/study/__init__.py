@@ -1,0 +1,1 @@
+"""What every study shares: a base training, how trials are scored, run and tabled."""

@@ -1,0 +1,59 @@
+"""The keys of a tune stage: the space to search."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pipelines.errors import InvalidKeyError
+from tuning.study.keys import StudyKeys, absolute_change, with_changes
+
+Candidates = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class TuneKeys(StudyKeys):
+    """The keys below `tune:`; see also `StudyKeys`.
+
+    Attributes:
+        space: dotted key of the training (`attention.top_k`) -> the values to try. Combinations that make no
+            valid training (a chunk that is no multiple of the block) are left out.
+        trials: how many combinations to try, drawn without repetition; None: all of them.
+    """
+
+    space: Annotated[dict[str, Candidates], Field(min_length=1)]
+    trials: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _every_value_is_possible(self) -> TuneKeys:
+        for key, values in self.space.items():
+            unknown = [value for value in values if isinstance(value, dict)]
+            if unknown:
+                raise InvalidKeyError(f"space.{key}", "lists plain values, numbers or lists of them")
+        if not self.combinations():
+            raise InvalidKeyError("space", "no combination of these values gives a valid training")
+        return self
+
+    def _absolute_values(self, stages: Collection[str]) -> dict[str, Any]:
+        space = {
+            key: tuple(absolute_change(key, value, stages) for value in values)
+            for key, values in self.space.items()
+        }
+        return {**super()._absolute_values(stages), "space": space}
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Returns the combinations that make a valid training, in the order of the space."""
+        valid, problem = [], None
+        for values in itertools.product(*self.space.values()):
+            changes = dict(zip(self.space, values, strict=True))
+            try:
+                with_changes(self.train, changes, "space")
+            except InvalidKeyError as error:
+                problem = error
+                continue
+            valid.append(changes)
+        if not valid and problem is not None:
+            raise problem
+        return valid
