@@ -13,8 +13,13 @@ import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from pipelines.kinds import KINDS
+from tuning.kinds import TUNING_KINDS
+
 TESTS = Path(__file__).parent
 STARTS_CLUSTERS = ("cluster", "pipelines", "real_size", "s3", "tuning")
+
+KINDS.update(TUNING_KINDS)  # as the command does
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Test processes share the cores: with a thread per core in each of them they would wait for each other.

@@ -74,7 +74,7 @@ def test_the_resolved_recipe_spells_out_defaults_and_parses_to_itself() -> None:
         ("seed: '1'\n" + STAGES, "r.yaml:1: seed: must be a whole number, not '1'"),
         ("name: r\nstages: {}", "r.yaml:2: stages: must have at least 1 item"),
         ("name: r\nstages:\n  One:\n    number: {value: 1}", "r.yaml:3: stages.One: a stage's name"),
-        ("name: r\nstages:\n  all:\n    number: {value: 1}", "r.yaml:3: stages.all: 'all' has a"),
+        ("name: r\nstages:\n  all:\n    number: {value: 1}", "r.yaml:3: stages.all: 'all' is reserved"),
         ("name: r\nstages:\n  a: {number: {value: 1}, total: {}}", "stages.a: needs exactly one kind"),
         ("name: r\nstages:\n  a: 5", "r.yaml:3: stages.a: must be a mapping, not 5"),
         ("name: r\nstages:\n  a: {number: 5}", "r.yaml:3: stages.a.number: must be a mapping, not 5"),

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.context import CheckContext, Context
 from pipelines.errors import EspanError, InvalidKeyError, RecipeError
+from pipelines.evaluate import check as evaluation
 from pipelines.evaluate import run as scoring
 from pipelines.evaluate.perplexity import find_windows, score_perplexity
 from pipelines.export.write import export
@@ -73,9 +73,9 @@ def saved(tokenizer: PreTrainedTokenizerFast, folder: Path, **configuration: Any
 
 
 def context(name: str, folder: Path) -> Context:
-    recipe = SimpleNamespace(as_dict=lambda: {"name": "run", "stages": {}})
+    recipe = {"name": "run", "stages": {}}
     (folder / name).mkdir(exist_ok=True)
-    return Context(name, str(folder / name), 3, {}, str(folder), recipe)  # type: ignore[arg-type]
+    return Context(name, str(folder / name), 3, {}, str(folder), recipe)
 
 
 @pytest.fixture(scope="module")
@@ -234,16 +234,16 @@ def test_data_and_model_that_begin_texts_differently_are_refused_unless_the_reci
         "perplexity": {"data": made.path("corpus"), "lengths": [8]},
         "resources": {"gpus": 0},
     }
-    check = CheckContext("scores", str(tmp_path / "out"), 0, str(tmp_path), {})
+    here = CheckContext("scores", str(tmp_path / "out"), 0, str(tmp_path), {})
     stage = EvaluateKeys.model_validate(keys)
     with pytest.raises(InvalidKeyError, match=r"bos: texts begin with <s> in perplexity\.data"):
-        check(stage, check)
+        evaluation.check(stage, here)
     with pytest.raises(EspanError, match="set bos to true or false"):
         scoring.evaluate(stage, context("refused", made.folder))
     for choice in (True, False):
-        EvaluateKeys.model_validate({**keys, "bos": choice}).check(check)
-    said = EvaluateKeys.model_validate({**keys, "bos": True}).plan(check)["beginning"]
-    assert said == "texts begin with <s> (bos: true)"
+        evaluation.check(EvaluateKeys.model_validate({**keys, "bos": choice}), here)
+    said = evaluation.plan(EvaluateKeys.model_validate({**keys, "bos": True}), here)
+    assert said["beginning"] == "texts begin with <s> (bos: true)"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
             "learning_rate": 1e-4,
         }
         stage = TrainKeys.model_validate(plain | keys)
-        return resolve_job(stage, Context("output", str(output), 3, {}, str(folder), None))
+        return resolve_job(stage, Context("output", str(output), 3, {}, str(folder), {}))
 
     return job
 

@@ -47,7 +47,7 @@ for stage, output, before in pickle.loads(Path(sys.argv[1]).read_bytes()):
         subprocess.run(command, check=True)
     Path(output).mkdir(parents=True, exist_ok=True)
     try:
-        run(stage, Context("tuned", output, 3, {}, output, None))
+        run(stage, Context("tuned", output, 3, {}, output, {}))
         print("trained", flush=True)
     except EspanError as error:
         print(error, flush=True)

@@ -84,8 +84,7 @@ class Workspace:
         self.output.mkdir(parents=True)
         stage = read_recipe(self.recipe(steps=4)).stages["tuned"].keys
         assert isinstance(stage, TrainKeys)
-        recipe: Any = None
-        context = Context("tuned", str(self.output), 3, {}, str(folder / "run"), recipe)
+        context = Context("tuned", str(self.output), 3, {}, str(folder / "run"), {})
         self.mark_started(steps=4)
         run_distributed(train_alone, 1, resolve_job(stage, context))
 

@@ -25,7 +25,10 @@ from pipelines.system import storage
 from pipelines.system.plain_path import plain_path
 from pipelines.train.job import resolve_job
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
-from tuning import CompareKeys, TuneKeys
+from tuning.compare.keys import CompareKeys
+from tuning.compare.trials import trials_of as trials_of_comparison
+from tuning.tune.keys import TuneKeys
+from tuning.tune.trials import trials_of as trials_of_search
 
 ODD_NAMES = [
     "books [draft]",
@@ -133,10 +136,10 @@ def test_models_named_by_variants_and_searches_are_absolute_too(
     study: dict[str, Any] = {"train": train, "evaluate": {"recall": {"lengths": [64]}}}
     compare = CompareKeys.model_validate(study | {"variants": {"a": {"model": "other"}, "b": None}})
     tune = TuneKeys.model_validate(study | {"space": {"model": ["other", "owner/name"]}})
-    for stage in (compare, tune):
-        named = [trial.train.model for trial in stage.absolute(["corpus"]).make_trials(0) if trial.train]
+    for stage, trials_of in ((compare, trials_of_comparison), (tune, trials_of_search)):
+        named = [trial.train.model for trial in trials_of(stage.absolute(["corpus"]), 0) if trial.train]
         assert named[0] == f"{tmp_path}/other"
-        assert all(trial.train.data == "corpus" for trial in stage.absolute().make_trials(0) if trial.train)
+        assert all(trial.train.data == "corpus" for trial in trials_of(stage.absolute(), 0) if trial.train)
 
 
 def test_workers_elsewhere_are_given_absolute_models_and_tokenizers(
@@ -153,7 +156,7 @@ def test_workers_elsewhere_are_given_absolute_models_and_tokenizers(
     storage.write_json_atomic(str(folder / "manifest.json"), manifest)
     keys = {"data": "shards", "model": {"new": TINY}, "attention": SPAN, "steps": 1, "tokens_per_step": 64}
     stage = TrainKeys.model_validate(keys | {"learning_rate": 1.0}).absolute()
-    job = resolve_job(stage, Context("tuned", str(tmp_path / "out"), 0, {}, str(tmp_path), None))
+    job = resolve_job(stage, Context("tuned", str(tmp_path / "out"), 0, {}, str(tmp_path), {}))
     assert (job.data, job.tokenizer) == (f"{tmp_path}/shards", f"{tmp_path}/model")
 
 

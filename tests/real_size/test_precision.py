@@ -118,7 +118,7 @@ def make_stage(shards: Path) -> Callable[..., TrainKeys]:
 
 def context(output: Path, said: io.StringIO | None = None) -> Context:
     output.mkdir(exist_ok=True)
-    return Context("tuned", str(output), 3, {}, str(output.parent), None, Progress(said or io.StringIO()))
+    return Context("tuned", str(output), 3, {}, str(output.parent), {}, Progress(said or io.StringIO()))
 
 
 def test_a_job_holds_the_precision_that_auto_comes_to(

@@ -54,7 +54,7 @@ def take_the_node_away() -> None:
 try:
     ray.init(address=cluster.address, log_to_driver=False)
     threading.Thread(target=take_the_node_away, daemon=True).start()
-    print(run(stage, Context("tuned", output, 3, {}, output, None)), flush=True)
+    print(run(stage, Context("tuned", output, 3, {}, output, {})), flush=True)
 finally:
     ray.shutdown()
     cluster.shutdown()

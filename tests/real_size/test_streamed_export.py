@@ -62,7 +62,7 @@ def context_in(folder: Path, model: Path) -> Context:
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(workspace=folder, model=model))
     (folder / "release").mkdir()
-    return Context("release", str(folder / "release"), 1, {}, str(folder), read_recipe(recipe))
+    return Context("release", str(folder / "release"), 1, {}, str(folder), read_recipe(recipe).as_dict())
 
 
 def tuned(base: Any, folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> ModelSource:

@@ -2,8 +2,10 @@ import pytest
 from pydantic import ValidationError
 
 from tuning.compare.keys import CompareKeys
+from tuning.compare.trials import trials_of as compare_trials
 from tuning.study.table import markdown, mean_and_spread
 from tuning.tune.keys import TuneKeys
+from tuning.tune.trials import trials_of as tune_trials
 
 TRAIN = {
     "data": "corpus",
@@ -27,16 +29,16 @@ def compare(**keys: object) -> CompareKeys:
 
 def test_a_search_covers_every_valid_combination_and_leaves_out_the_others() -> None:
     stage = tune(space={"attention.block_size": [32, 48], "attention.chunk_sizes": [[96], [128]]})
-    settings = [(t.train.attention.block_size, t.train.attention.chunk_sizes) for t in stage.make_trials(0)]
+    settings = [(t.train.attention.block_size, t.train.attention.chunk_sizes) for t in tune_trials(stage, 0)]
     assert settings == [(32, (96,)), (32, (128,)), (48, (96,))]
 
 
 def test_drawn_trials_are_different_combinations_that_the_seed_alone_decides() -> None:
     stage = tune(space={"attention.top_k": [1, 2, 4, 8], "hylora.rank": [2, 4, 8]}, trials=5)
-    drawn = [trial.label for trial in stage.make_trials(3)]
+    drawn = [trial.label for trial in tune_trials(stage, 3)]
     assert len({tuple(label.items()) for label in drawn}) == 5
-    assert drawn == [trial.label for trial in stage.make_trials(3)]
-    assert drawn != [trial.label for trial in stage.make_trials(4)]
+    assert drawn == [trial.label for trial in tune_trials(stage, 3)]
+    assert drawn != [trial.label for trial in tune_trials(stage, 4)]
 
 
 def test_a_space_with_an_unknown_key_is_refused() -> None:
@@ -48,9 +50,9 @@ def test_untrained_variants_run_once_and_trained_ones_with_every_seed() -> None:
     stage = compare(
         variants={"as it comes": None, "SE-Attn": {}, "LoRA+": {"hylora.variant": "lora+"}}, seeds=[4, 5]
     )
-    names = [trial.name for trial in stage.make_trials(0)]
+    names = [trial.name for trial in compare_trials(stage, 0)]
     assert names == ["as-it-comes-4", "se-attn-4", "lora-plus-4", "se-attn-5", "lora-plus-5"]
-    untrained = stage.make_trials(0)[0]
+    untrained = compare_trials(stage, 0)[0]
     assert untrained.train is None
     assert untrained.model == "builtin:tiny"
 
@@ -60,7 +62,7 @@ def test_untrained_variants_run_once_and_trained_ones_with_every_seed() -> None:
     [
         ({"variants": {"a": {}, "b": {"attention.kind": "spam"}}}, "variants.b"),
         ({"variants": {"a": {}, "b": {}}, "floor": "c", "ceiling": "a"}, "there is no variant 'c'"),
-        ({"variants": {"a": {}, "b": {}}, "floor": "a"}, "stand together"),
+        ({"variants": {"a": {}, "b": {}}, "floor": "a"}, "set both"),
         ({"variants": {"a b": {}, "A-b": {}}}, "share a folder"),
     ],
 )

@@ -33,7 +33,7 @@ def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
         output = tmp_path / name
         output.mkdir()
         stage = EvaluateKeys.model_validate(keys | changes)
-        run(stage, Context(name, str(output), 3, {}, str(tmp_path), None))
+        run(stage, Context(name, str(output), 3, {}, str(tmp_path), {}))
         return Scores.read(str(output))
 
     return evaluate

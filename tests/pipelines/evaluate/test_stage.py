@@ -11,18 +11,19 @@ from pipelines.context import CheckContext, EarlierStage
 from pipelines.errors import InvalidKeyError
 from pipelines.evaluate.check import check
 from pipelines.recipe.keys.evaluate import EvaluateKeys
-from pipelines.recipe.keys.section import StageKeys
+from pipelines.recipe.keys.prepare import PrepareKeys
 
 RECALL: dict[str, Any] = {"lengths": [64], "samples": 2, "tasks": ["single"]}
 PERPLEXITY: dict[str, Any] = {"data": "corpus", "lengths": [32, 64]}
 
 
-class Prepared(StageKeys):
-    sequence_length: int = 64
-    holdout: float = 0.1
+def prepared(sequence_length: int = 64, holdout: float = 0.1) -> PrepareKeys:
+    sources = [{"needles": {"tokens": 127}, "documents": 2}]
+    keys = {"sources": sources, "tokenizer": "builtin:tiny", "sequence_length": sequence_length}
+    return PrepareKeys.model_validate({**keys, "holdout": holdout})
 
 
-def context(tmp_path: Path, prepared: Prepared) -> CheckContext:
+def context(tmp_path: Path, prepared: PrepareKeys) -> CheckContext:
     corpus = EarlierStage("corpus", "prepare", prepared, str(tmp_path / "corpus"))
     return CheckContext("scores", str(tmp_path / "scores"), 0, str(tmp_path), {"corpus": corpus})
 
@@ -58,24 +59,24 @@ def test_half_of_the_shortest_length_is_scored_unless_said_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prepared", "key", "says"),
+    ("corpus", "key", "says"),
     [
-        (Prepared(sequence_length=48), "perplexity.lengths.1", "64 is more than sequence_length 48"),
-        (Prepared(holdout=0.0), "perplexity.data", "holds no rows out"),
+        (prepared(sequence_length=48), "perplexity.lengths.1", "64 is more than sequence_length 48"),
+        (prepared(holdout=0.0), "perplexity.data", "holds no rows out"),
     ],
 )
 def test_shards_that_do_not_serve_are_refused(
-    tmp_path: Path, model_folder: Path, prepared: Prepared, key: str, says: str
+    tmp_path: Path, model_folder: Path, corpus: PrepareKeys, key: str, says: str
 ) -> None:
     stage = EvaluateKeys.model_validate({"model": str(model_folder), "perplexity": PERPLEXITY})
     with pytest.raises(InvalidKeyError, match=says) as refused:
-        check(stage, context(tmp_path, prepared))
+        check(stage, context(tmp_path, corpus))
     assert refused.value.key == key
 
 
 def test_the_training_rows_may_be_scored_when_asked_for(tmp_path: Path, model_folder: Path) -> None:
     keys = {"model": str(model_folder), "perplexity": PERPLEXITY | {"split": "train"}}
-    EvaluateKeys.model_validate(keys).check(context(tmp_path, Prepared(holdout=0.0)))
+    check(EvaluateKeys.model_validate(keys), context(tmp_path, prepared(holdout=0.0)))
 
 
 def test_the_number_of_workers_does_not_make_it_run_again(

@@ -83,7 +83,7 @@ def make_context(tmp_path: Path, base: Path, tuned: Path) -> MakeContext:
         recipe.write_text(textwrap.dedent(RECIPE).format(shards=tmp_path, base=base, tuned=tuned))
         output = tmp_path / "release"
         output.mkdir(exist_ok=True)
-        return Context("release", str(output), 3, {}, str(tmp_path), read_recipe(recipe))
+        return Context("release", str(output), 3, {}, str(tmp_path), read_recipe(recipe).as_dict())
 
     return make
 

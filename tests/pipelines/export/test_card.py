@@ -76,7 +76,7 @@ def test_the_recipe_in_the_card_is_the_recipe_that_ran(
     context = make_context()
     card = model_card("merged", HUB, make_stage(), context, CHECK)
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("\n```")[0])
-    assert recipe == context.recipe.as_dict()
+    assert recipe == context.recipe
 
 
 def test_the_difference_in_logits_is_stated(make_stage: MakeStage, make_context: MakeContext) -> None:

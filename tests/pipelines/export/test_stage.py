@@ -10,15 +10,17 @@ from pipelines.errors import InvalidKeyError
 from pipelines.export.check import check
 from pipelines.recipe.keys.export import ExportKeys
 from pipelines.recipe.keys.section import StageKeys
+from pipelines.recipe.keys.train import TrainKeys
 
-
-class Trained(StageKeys):
-    hylora: dict[str, Any] | None = None
+TRAIN: dict[str, Any] = {"data": "corpus", "model": "builtin:tiny", "attention": "full", "steps": 1}
+TRAIN |= {"tokens_per_step": 64, "learning_rate": 1e-3}
 
 
 def context(hylora: dict[str, Any] | None) -> CheckContext:
     earlier = {
-        "tuned": EarlierStage("tuned", "train", Trained(hylora=hylora), "/w/tuned"),
+        "tuned": EarlierStage(
+            "tuned", "train", TrainKeys.model_validate(TRAIN | {"hylora": hylora}), "/w/tuned"
+        ),
         "after": EarlierStage("after", "evaluate", StageKeys(), "/w/after"),
     }
     return CheckContext("release", "/w/release", 0, "/w", earlier)

@@ -67,7 +67,7 @@ def stage(**keys: Any) -> PrepareKeys:
 
 
 def prepare(stage: PrepareKeys, output: Path) -> dict[str, Any]:
-    return run(stage, Context("corpus", str(output), 17, {}, str(output.parent), recipe=None))  # type: ignore[arg-type]
+    return run(stage, Context("corpus", str(output), 17, {}, str(output.parent), recipe={}))  # type: ignore[arg-type]
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -191,7 +191,7 @@ keys, output, address, cpus = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3],
 own = {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}
 options = {"address": address} if address else own
 ray.init(**options, log_to_driver=False, logging_level="error")
-run(PrepareKeys.model_validate(keys), Context("corpus", output, 17, {}, output, recipe=None))
+run(PrepareKeys.model_validate(keys), Context("corpus", output, 17, {}, output, recipe={}))
 """
 
 

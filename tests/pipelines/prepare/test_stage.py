@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, RecipeError
-from pipelines.prepare.check import check, external_inputs
+from pipelines.prepare.check import check, external_inputs, files_read
 from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.recipe.parse import read_recipe
 from pipelines.run.plan import plan_recipe
@@ -126,7 +126,7 @@ def test_a_plan_shows_tokens_rows_disk_and_memory(corpus: Path, write_recipe: Wr
 
 def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write_recipe: WriteRecipe) -> None:
     stage = read_recipe(write_recipe(RECIPE.replace("CORPUS", str(corpus)))).stages["corpus"].keys
-    assert stage.files_read() == tuple(storage.glob(str(corpus)))
+    assert files_read(stage) == tuple(storage.glob(str(corpus)))
     (tokenizer,) = external_inputs(stage)
     assert {Path(file).name for file in storage.glob(tokenizer)} == {
         "tokenizer.json",
@@ -135,7 +135,7 @@ def test_the_fingerprint_covers_sources_and_local_tokenizers(corpus: Path, write
     named = PrepareKeys.model_validate(
         {"sources": [{"path": "x"}], "tokenizer": "owner/name", "sequence_length": 8}
     )
-    assert named.external_inputs() == ("hub:owner/name",)
+    assert external_inputs(named) == ("hub:owner/name",)
 
 
 def test_a_missing_source_is_refused_by_its_own_key(corpus: Path, tmp_path: Path) -> None:

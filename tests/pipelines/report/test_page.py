@@ -13,11 +13,10 @@ from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.scores import Scores
 from pipelines.recipe.keys.report import ReportKeys
-from pipelines.report import build
 from pipelines.report.evaluations import evaluations
 from pipelines.report.outputs_view import parse_table
 from pipelines.report.records import RunRecord, StageRecord
-from pipelines.report.run import run
+from pipelines.report.run import build, run
 
 MakeWorkspace = Callable[..., Any]
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -155,7 +154,9 @@ def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
 def test_the_stage_writes_its_page_and_tells_where(make_workspace: MakeWorkspace) -> None:
     workspace = make_workspace()
     workspace.start("page")
-    context = Context("page", workspace.path("page"), 17, {}, str(workspace.folder), workspace.recipe)
+    context = Context(
+        "page", workspace.path("page"), 17, {}, str(workspace.folder), workspace.recipe.as_dict()
+    )
     result = run(ReportKeys(), context)
     assert result["page"] == workspace.path("page/report.html")
     page = Page(Path(result["page"]).read_text(encoding="utf-8"))

@@ -95,7 +95,7 @@ def make_job(corpus: Path, tmp_path: Path) -> MakeJob:
         folder = tmp_path / output
         folder.mkdir(exist_ok=True)
         stage = TrainKeys.model_validate(defaults | keys)
-        return resolve_job(stage, Context(output, str(folder), 3, {}, str(tmp_path), None))
+        return resolve_job(stage, Context(output, str(folder), 3, {}, str(tmp_path), {}))
 
     return make
 

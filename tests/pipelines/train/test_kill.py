@@ -25,7 +25,7 @@ from pipelines.system.cluster_session import close_ray_session
 from pipelines.recipe.keys.section import Context
 from pipelines.train.check import run
 for stage, output, seed in pickle.loads(Path(sys.argv[1]).read_bytes()):
-    print(run(stage, Context("tuned", output, seed, {}, output, None)), flush=True)
+    print(run(stage, Context("tuned", output, seed, {}, output, {})), flush=True)
 close_ray_session()
 """
 

@@ -99,10 +99,10 @@ def test_rows_that_are_not_whole_chunks_for_every_worker_are_refused(
 
 def test_joined_rows_are_what_is_cut(tmp_path: Path, context: CheckContext) -> None:
     keys = {"workers": 3, "context_parallel": 3, "micro_batch_rows": 3, "tokens_per_step": 192}
-    stage_of(write_corpus(tmp_path / "packed"), **keys).check(context)
+    check(stage_of(write_corpus(tmp_path / "packed"), **keys), context)
     whole = stage_of(write_corpus(tmp_path / "whole", packing="concatenate"), **keys)
     with pytest.raises(InvalidKeyError, match="cannot share a row of 64 tokens"):
-        whole.check(context)
+        check(whole, context)
 
 
 @pytest.mark.parametrize("kind", ["s2", "random"])
@@ -169,11 +169,11 @@ def test_the_plan_counts_every_layer_of_a_hybrid(corpus: Path, name: str) -> Non
 
 
 def test_the_plan_shows_who_shares_rows_and_what_they_exchange(corpus: Path, context: CheckContext) -> None:
-    plan = stage_of(corpus, workers=4, context_parallel=2, attention="full").plan(context)
-    assert plan["shapes"] == "24 rows of 64 tokens a step: 2 data-parallel groups x 12 micro-batches x 1 rows"
-    assert plan["layout"] == "2 data-parallel groups x 2 context-parallel ranks, 32 of 64 tokens a rank"
-    assert plan["exchange"].startswith("up to ")
-    assert {"layout", "exchange"}.isdisjoint(stage_of(corpus, workers=4).plan(context))
+    said = plan(stage_of(corpus, workers=4, context_parallel=2, attention="full"), context)
+    assert said["shapes"] == "24 rows of 64 tokens a step: 2 data-parallel groups x 12 micro-batches x 1 rows"
+    assert said["layout"] == "2 data-parallel groups x 2 context-parallel ranks, 32 of 64 tokens a rank"
+    assert said["exchange"].startswith("up to ")
+    assert {"layout", "exchange"}.isdisjoint(plan(stage_of(corpus, workers=4), context))
 
 
 def test_sharing_rows_saves_memory(corpus: Path) -> None:

@@ -107,10 +107,10 @@ def test_data_of_another_tokenizer_is_refused(make_job: MakeJob, corpus: Path, t
     (model / "config.json").write_text("{}")
     stage = TrainKeys.model_validate(keys(corpus, model=str(model)))
     with pytest.raises(EspanError, match="was tokenized with builtin:tiny"):
-        resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), None))
+        resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), {}))
 
 
 def test_a_corpus_without_rows_is_refused(tmp_path: Path) -> None:
     stage = TrainKeys.model_validate(keys(write_corpus(tmp_path / "empty", rows=0)))
     with pytest.raises(EspanError, match="holds no rows"):
-        resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), None))
+        resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), {}))
