@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipelines.models.references import load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import load_tokenizer
 from se_model import Mamba2HybridConfig, Mamba2HybridForCausalLM
 from se_model.loss import causal_lm_loss

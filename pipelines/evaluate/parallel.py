@@ -16,7 +16,8 @@ from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
 from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
 from pipelines.models.fitting import attention_config
-from pipelines.models.references import ModelSource, load_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.needles.compose import RecallSample, recall_prompt
 from pipelines.recipe.keys.attention import Attention

@@ -27,12 +27,11 @@ from pipelines.prepare.shards import split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
-from pipelines.system.precision import NoBfloat16Error, choose_precision, without_bf16
+from pipelines.system.precision import NoBfloat16Error, choose_precision, torch_dtype, without_bf16
 from pipelines.system.reserved_tasks import memory_to_reserve
 from pipelines.system.versions import dependency_versions, machine
 from pipelines.system.worker_resources import as_many_as_fit, check_room
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DECISIVE = ("python", "torch", "transformers", "peft", "expansion-span")
 
 
@@ -70,7 +69,7 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         raise EspanError(
             f"model '{keys.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
         )
-    widest = torch.float32 if choice.assumed else _DTYPES[choice.precision]
+    widest = torch.float32 if choice.assumed else torch_dtype(choice.precision)
     needed = loaded_bytes(model, widest)
     memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
     bos = of_source(keys, model, tokenizer, windows.shards if windows else None)
@@ -78,7 +77,7 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         model=model,
         tokenizer=tokenizer and pinned(tokenizer),
         attention=keys.attention,
-        dtype=_DTYPES[choice.precision],
+        dtype=torch_dtype(choice.precision),
         seed=context.seed,
         windows=replace(windows, bos=bos) if windows else None,
         bos=bos,
@@ -105,7 +104,7 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     except NoBfloat16Error as error:  # all scores or none are in bf16
         choice = without_bf16(error)
         context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
-        outcomes = score(replace(scorer, dtype=_DTYPES[choice.precision], check_bf16=False))
+        outcomes = score(replace(scorer, dtype=torch_dtype(choice.precision), check_bf16=False))
     rows = _Rows.gather(units, outcomes)
     storage.write_text_atomic(
         storage.join(context.output, SAMPLES_FILE),

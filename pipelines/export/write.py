@@ -22,17 +22,17 @@ from pipelines.export.card import Check, model_card
 from pipelines.export.memory import PROBE_ROWS, PROBE_TOKENS
 from pipelines.models.bos import own_bos
 from pipelines.models.files import is_place, local_folder
-from pipelines.models.loading import Opened, open_adapted, open_base
+from pipelines.models.loading import Opened, load_model, open_adapted, open_base
 from pipelines.models.merging import stored_dtype, write_merged
-from pipelines.models.references import ModelSource, load_model, resolve_model
+from pipelines.models.references import ModelSource, resolve_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.models.weights.streamed import streamed_logits
 from pipelines.recipe.keys.export import ExportKeys, Form
 from pipelines.recipe.references import split_reference
 from pipelines.system import storage
 from pipelines.system.plain_path import plain_path
+from pipelines.system.precision import torch_dtype
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Largest difference between logits, as a share of the largest logit: merging rounds once per weight, loading
 # an adapter again rounds nothing. The arithmetic is float32 on either side.
 _MERGED_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
@@ -59,7 +59,7 @@ def export(stage: ExportKeys, context: Context, whole: bool = False) -> list[dic
         context.progress.task(f"{context.name}: exporting", total=len(stage.forms), unit="forms") as shown,
     ):
         expected = probe_logits(load_model(source) if whole else open_adapted(source, torch.float32))
-        dtype = _DTYPES[stage.precision] if stage.precision else stored_dtype(source)
+        dtype = torch_dtype(stage.precision) if stage.precision else stored_dtype(source)
         write = partial(_write, whole=True) if whole else _write
         for form in stage.forms:
             place = storage.join(context.output, form)
@@ -104,7 +104,7 @@ def probe_logits(model: Any) -> Tensor:
 
 def _write(form: Form, source: ModelSource, stage: ExportKeys, folder: Path, whole: bool = False) -> None:
     if form == "merged":
-        write_merged(source, folder, _DTYPES[stage.precision] if stage.precision else None, whole)
+        write_merged(source, folder, torch_dtype(stage.precision) if stage.precision else None, whole)
     else:
         assert source.adapter is not None
         for file in ("adapter_config.json", "adapter_model.safetensors"):

@@ -50,8 +50,20 @@ class Opened:
         return self.model.eval()
 
 
-def load(source: ModelSource, dtype: torch.dtype | str, merge: bool) -> PreTrainedModel:
-    """See `pipelines.models.references.load_model`."""
+def load_model(
+    source: ModelSource, dtype: torch.dtype | str = "float32", merge: bool = False
+) -> PreTrainedModel:
+    """Loads a model to the CPU, in evaluation mode.
+
+    Args:
+        source: what `resolve_model` returned.
+        dtype: of the weights, as a torch dtype or its name.
+        merge: fold the adapter into the weights and return the plain model; otherwise a model with an adapter
+            comes back as `peft.PeftModel`.
+
+    Raises:
+        EspanError: it is not there or its tensors do not fit its configuration; the message names them.
+    """
     kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     opened = open_base(source, kind)
     if source.adapter is None:

@@ -10,8 +10,8 @@ import torch
 
 from pipelines.models.configuration import read_configuration
 from pipelines.models.files import configuration_folder, local_folder
-from pipelines.models.loading import open_base, quiet_transformers
-from pipelines.models.references import ModelSource, load_model
+from pipelines.models.loading import load_model, open_base, quiet_transformers
+from pipelines.models.references import ModelSource
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.models.weights.merged import MergedWeights
 from pipelines.models.weights.skeleton import skeleton

@@ -31,9 +31,6 @@ from pipelines.recipe.references import is_builtin, is_hub_name
 from pipelines.system import storage
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
     from pipelines.context import CheckContext, StageOutput
 
 FORMAT = "espan-model/1"
@@ -106,34 +103,6 @@ def write_model_file(folder: str, source: ModelSource) -> None:
     storage.write_json_atomic(storage.join(folder, MODEL_FILE), content)
 
 
-def load_model(
-    source: ModelSource, dtype: torch.dtype | str = "float32", merge: bool = False
-) -> PreTrainedModel:
-    """Loads a model to the CPU, in evaluation mode.
-
-    Args:
-        source: what `resolve_model` returned.
-        dtype: of the weights, as a torch dtype or its name.
-        merge: fold the adapter into the weights and return the plain model; otherwise a model with an adapter
-            comes back as `peft.PeftModel`.
-
-    Raises:
-        EspanError: it is not there or its tensors do not fit its configuration; the message names them.
-    """
-    from pipelines.models.loading import load
-
-    return load(source, dtype, merge)
-
-
-def new_model(configuration: Mapping[str, Any]) -> PreTrainedModel:
-    """Returns a Mamba-2-Hybrid with random weights in float32, drawn from torch's global generator.
-
-    Raises:
-        EspanError: the configuration is none of `Mamba2HybridConfig`.
-    """
-    return load_model(ModelSource("", new=configuration))
-
-
 def check_model(key: str, reference: str, context: CheckContext) -> None:
     """Looks whether a model is to be had, without loading it.
 
@@ -164,7 +133,7 @@ def check_model(key: str, reference: str, context: CheckContext) -> None:
 
 
 def external_files(reference: str) -> tuple[str, ...]:
-    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`.
+    """Returns the places whose content decides what `reference` is, for a stage's `external_inputs`.
 
     A name that may be on the model hub comes back marked (`hub.MARK`): its commit stands for its content.
     """

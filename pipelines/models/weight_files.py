@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from pipelines.errors import EspanError
 from pipelines.system import storage
 from pipelines.system.lfs_pointers import is_git_lfs_pointer
+from pipelines.system.streams import open_binary, read_range
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -69,9 +70,7 @@ class ModelFiles:
             if not storage.is_remote(folder):
                 files = (path for path in storage.local_path(folder).iterdir() if path.is_file())
                 return cls(folder, {path.name: path.stat().st_size for path in files})
-            file_system, root = storage.filesystem(folder)
-            entries = [entry for entry in file_system.ls(root, detail=True) if entry["type"] == "file"]
-            return cls(folder, {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries})
+            return cls(folder, storage.list_sizes(folder))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise EspanError(f"there is no folder {folder}") from error
 
@@ -84,13 +83,11 @@ class ModelFiles:
         stop = min(stop, self.sizes[name])
         if stop <= start:
             return b""
-        file_system, path = storage.filesystem(self.place(name))
-        return bytes(file_system.cat_file(path, start=start, end=stop))
+        return read_range(self.place(name), start, stop)
 
     def open(self, name: str) -> IO[bytes]:
         """Opens a file to be read in pieces."""
-        file_system, path = storage.filesystem(self.place(name))
-        return cast("IO[bytes]", file_system.open(path, "rb", block_size=_HEAD_BYTES))
+        return open_binary(self.place(name), _HEAD_BYTES)
 
     def json_object(self, name: str) -> dict[str, Any]:
         """Returns the content of a small JSON file.

@@ -10,7 +10,6 @@ from pipelines.models.tokenizer_answers import bos_of, bos_text_of, check_rememb
 from pipelines.models.tokenizers import external_files, pinned
 from pipelines.prepare.decompress import zstd_window
 from pipelines.prepare.sources import (
-    file_size,
     files_of,
     git_lfs_pointers,
     passed_over,
@@ -21,6 +20,7 @@ from pipelines.prepare.sources import (
 from pipelines.recipe.keys.prepare import NeedlesSource, PrepareKeys
 from pipelines.system import machine, storage
 from pipelines.system.machine import bytes_text
+from pipelines.system.storage import file_size
 
 _TEXT_BYTES = 4  # of English text for each token of a vocabulary of 50,000
 _WORKER_MEMORY = 300 << 20  # a process with its libraries, tokenising English text

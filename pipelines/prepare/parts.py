@@ -13,12 +13,7 @@ made of: work whose JSON file is missing, or made of something else, is done aga
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,25 +85,3 @@ def write_array(place: str, array: np.ndarray) -> None:
 def read_array(place: str, dtype: str) -> np.ndarray:
     """Returns what `write_array` wrote, flat."""
     return np.frombuffer(storage.read_bytes(place), dtype=np.dtype(dtype).newbyteorder("<"))
-
-
-@contextmanager
-def atomic_stream(place: str) -> Iterator[BinaryIO]:
-    """Opens a file of any size for writing; it appears at `place` when the block ends without an error."""
-    remote = storage.is_remote(place)
-    folder = None if remote else storage.local_path(place).parent
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(descriptor)
-        if remote:
-            file_system, path = storage.filesystem(place)
-            file_system.put_file(temporary, path)
-        else:
-            os.replace(temporary, storage.local_path(place))
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pipelines.needles.compose import needle_document
 from pipelines.prepare import decompress, records
 from pipelines.prepare.columns import check_column, contents
 from pipelines.prepare.formats import kind_of
-from pipelines.prepare.sources import file_size, files_of
+from pipelines.prepare.sources import files_of
 from pipelines.prepare.text import (
     TOO_LONG,
     UnusableError,
@@ -32,7 +32,8 @@ from pipelines.prepare.text import (
 )
 from pipelines.recipe.encodings import AUTO_ENCODING
 from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
-from pipelines.system import storage
+from pipelines.system.storage import file_size
+from pipelines.system.streams import open_binary
 
 _PARQUET_ROWS = 64  # read at a time; documents may be long
 _BLOCK = 1 << 20
@@ -138,12 +139,12 @@ def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator
 
 
 def _is_compressed(file: str) -> bool:
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         return decompress.is_compressed(stream.read(decompress.HEAD_BYTES))
 
 
 def _row_group_parts(ordinal: int, file: str, target_bytes: int) -> Iterator[Part]:
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         metadata = _parquet_file(stream, file).metadata
     start, gathered = 0, 0
     for group in range(metadata.num_row_groups):
@@ -153,14 +154,9 @@ def _row_group_parts(ordinal: int, file: str, target_bytes: int) -> Iterator[Par
             start, gathered = group + 1, 0
 
 
-def _open(file: str) -> BinaryIO:
-    file_system, path = storage.filesystem(file)
-    return file_system.open(path, "rb")
-
-
 def _text_document(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
     def document() -> Document:
-        with _open(file) as stream:
+        with open_binary(file) as stream:
             content = joined(decompress.blocks(stream))
         exact = exact_encoding(source.encoding, content)
         text, encoding = decode(content, exact, source.encoding)
@@ -201,7 +197,7 @@ def _json_document(source: PathSource, record: bytes | None, exact: str) -> Docu
 
 def _lines(source: PathSource, file: str, part: Part) -> Iterator[tuple[bytes | None, str]]:
     """Yields the lines that begin in the part's range of bytes, and the encoding; None for one too long."""
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         head = stream.read(decompress.HEAD_BYTES)
         if decompress.is_compressed(head):
             blocks = decompress.blocks(stream)
@@ -238,7 +234,7 @@ def _blocks_from(stream: BinaryIO, position: int) -> Iterator[bytes]:
 
 
 def _json_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         head = bytearray()
         for block in decompress.blocks(stream):
             head += block
@@ -268,7 +264,7 @@ def _element_documents(
 
 
 def _parquet_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         parquet = _parquet_file(stream, file)
         check_column(parquet.schema_arrow, source.text, file)
         groups = range(part.start, parquet.num_row_groups if part.stop is None else part.stop)

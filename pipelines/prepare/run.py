@@ -35,11 +35,12 @@ from pipelines.prepare.shards import (
     split_folder,
     write_manifest,
 )
-from pipelines.prepare.sources import file_size, files_of, label_of, passed_over, passed_over_text, printable
+from pipelines.prepare.sources import files_of, label_of, passed_over, passed_over_text, printable
 from pipelines.prepare.tokenize import TokenizeTask, tokenize_part
 from pipelines.prepare.write import ShardTask, write_planned_shard
 from pipelines.recipe.keys.prepare import PathSource, PrepareKeys
 from pipelines.system import storage
+from pipelines.system.storage import file_size
 
 REJECTS = "rejects.jsonl"
 _PARTS = 1024  # aimed at, for a corpus large enough

@@ -278,8 +278,7 @@ def _download(source: str, entry: ShardEntry, target: Path) -> None:
     Raises:
         EspanError: its content is not what the manifest says.
     """
-    file_system, path = storage.filesystem(source)
-    file_system.get_file(path, str(target))
+    storage.download_file(source, target)
     if storage.content_hash(str(target)) != entry.sha256:
         target.unlink()
         raise EspanError(f"{source}: content differs from the manifest (SHA-256); run `prepare` again")

@@ -8,9 +8,9 @@ from pipelines.errors import InvalidKeyError
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
 from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, PrepareKeys, Source
-from pipelines.system import storage
 from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.system.listing import Listing, PassedOver, list_files
+from pipelines.system.streams import first_bytes
 
 _NAMED = 5  # of what is passed over
 UNKNOWN_ENDING = "its ending is not known"
@@ -61,31 +61,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def file_size(file: str) -> int:
-    """Returns the size of a file in bytes."""
-    file_system, path = storage.filesystem(file)
-    return int(file_system.size(path) or 0)
-
-
 def zstd_heads(files: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yields the files that are named as zstd's, and the first bytes of each."""
-    return _heads([file for file in files if file.casefold().endswith(".zst")], HEAD_BYTES)
+    return first_bytes([file for file in files if file.casefold().endswith(".zst")], HEAD_BYTES)
 
 
 def git_lfs_pointers(sizes: Mapping[str, int]) -> list[str]:
     """Returns those of the files that are Git LFS pointers; only small files are looked into."""
     small = [file for file, size in sizes.items() if 0 < size <= LARGEST_POINTER]
-    return [file for file, head in _heads(small, LARGEST_POINTER) if is_git_lfs_pointer(head)]
-
-
-def _heads(files: Sequence[str], size: int) -> Iterator[tuple[str, bytes]]:
-    """Yields the files of one source and the first bytes of each, at most `size`."""
-    if not files:
-        return
-    file_system, _ = storage.filesystem(files[0])
-    paths = [storage.filesystem(file)[1] for file in files]
-    ranges = [0] * len(files), [size] * len(files)
-    yield from zip(files, file_system.cat_ranges(paths, *ranges, on_error="raise"), strict=True)
+    return [file for file, head in first_bytes(small, LARGEST_POINTER) if is_git_lfs_pointer(head)]
 
 
 def passed_over_text(found: Sequence[PassedOver]) -> str:

@@ -16,17 +16,11 @@ from functools import lru_cache
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from pipelines.prepare.parts import (
-    PartSummary,
-    atomic_stream,
-    part_file,
-    read_summary,
-    write_array,
-    write_summary,
-)
+from pipelines.prepare.parts import PartSummary, part_file, read_summary, write_array, write_summary
 from pipelines.prepare.read import Document, Part, Reject, read_part
 from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 from pipelines.system import storage
+from pipelines.system.streams import atomic_stream
 
 _BATCH_CHARACTERS = 1 << 18  # tokenising takes some 250 bytes of memory for each character
 _LEAD_CHARACTERS = 32  # read again before each stretch of a long text but the first

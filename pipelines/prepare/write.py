@@ -19,7 +19,7 @@ from pipelines.prepare.parts import (
 )
 from pipelines.prepare.shards import ShardEntry, Split, write_shard
 from pipelines.recipe.keys.common import Packing
-from pipelines.system import storage
+from pipelines.system.streams import open_binary
 
 PLAN_COLUMNS = 4
 """A plan's columns, one segment a line, in the order in which rows hold them: the row within the shard, the
@@ -74,8 +74,8 @@ def gather(work: str, plan: np.ndarray) -> np.ndarray:
     tokens = np.empty(int(ends[-1]), dtype="<i4")
     for part in np.unique(plan[:, 1]).tolist():
         (lines,) = np.nonzero(plan[:, 1] == part)
-        file_system, path = storage.filesystem(part_file(work, part, "tokens"))
-        with file_system.open(path, "rb") as stream:
+        path = part_file(work, part, "tokens")
+        with open_binary(path) as stream:
             for line in lines[np.argsort(plan[lines, 2], kind="stable")].tolist():
                 _, _, first, length = plan[line].tolist()
                 _read_into(stream, first * 4, tokens[ends[line] - length : ends[line]], path)

@@ -32,6 +32,7 @@ from pathlib import Path
 
 from pipelines.errors import EspanError
 from pipelines.system import storage
+from pipelines.system.filesystems import filesystem
 from pipelines.system.machine import bytes_text, free_disk
 
 VARIABLE = "ESPAN_CACHE"
@@ -138,7 +139,7 @@ class _RemoteFolder:
 
     @classmethod
     def of(cls, place: str, names: Collection[str] | None = None) -> _RemoteFolder:
-        file_system, root = storage.filesystem(place)
+        file_system, root = filesystem(place)
         found = {
             os.path.relpath(path, root): (int(entry["size"]), _mark(entry))
             for path, entry in file_system.find(root, detail=True).items()
@@ -160,7 +161,7 @@ class _RemoteFolder:
 
     def download(self, folder: Path) -> None:
         """Copies the files into a local folder; those that are there already, whole, are left alone."""
-        file_system, root = storage.filesystem(self.place)
+        file_system, root = filesystem(self.place)
         for name, (size, _) in self.files.items():
             target = folder / name
             if target.is_file():

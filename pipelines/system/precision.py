@@ -78,6 +78,13 @@ def choose_precision(asked: Precision, workers: Reservation) -> Choice:
     return Choice("bf16", "or fp32 if a worker's GPU, whose type is not known yet, has no bf16", assumed=True)
 
 
+def torch_dtype(precision: Settled) -> torch.dtype:
+    """Returns torch's type for a precision."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
 def without_bf16(error: NoBfloat16Error) -> Choice:
     """Returns what is left where a worker found that its GPU has no bf16."""
     return Choice("fp32", str(error))

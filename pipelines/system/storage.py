@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.system.filesystems import filesystem as filesystem
+from pipelines.system.filesystems import filesystem
 from pipelines.system.listing import glob as glob
 from pipelines.system.locations import absolute as absolute
 from pipelines.system.locations import is_remote as is_remote
@@ -185,6 +185,38 @@ def list_folders(place: str) -> list[str]:
     return [join(place, name) for name in names if not name.startswith(".")]
 
 
+def list_names(place: str) -> list[str]:
+    """Returns the names of what lies right below `place`; none where there is no such folder."""
+    if not is_folder(place):
+        return []
+    file_system, path = filesystem(place)
+    return [os.path.basename(entry.rstrip("/")) for entry in file_system.ls(path, detail=False)]
+
+
+def list_sizes(place: str) -> dict[str, int]:
+    """Returns the size in bytes of every file right below `place`, by its name.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    file_system, root = filesystem(place)
+    entries = [entry for entry in file_system.ls(root, detail=True) if entry["type"] == "file"]
+    return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries}
+
+
+def file_size(place: str) -> int:
+    """Returns the size of a file in bytes."""
+    file_system, path = filesystem(place)
+    return int(file_system.size(path) or 0)
+
+
+def file_sizes(place: str) -> dict[str, int]:
+    """Returns the size in bytes of every file below `place`, by its path from there, sorted."""
+    file_system, root = filesystem(place)
+    found = file_system.find(root, detail=True)
+    return {os.path.relpath(name, root): int(info["size"]) for name, info in sorted(found.items())}
+
+
 def content_hash(place: str) -> str:
     """Returns the SHA-256 of a local file's bytes; for a remote object, of its store's checksum.
 
@@ -212,6 +244,12 @@ def upload_folder(folder: str | Path, place: str) -> None:
             target = join(root, file.relative_to(folder).as_posix())
             file_system.makedirs(os.path.dirname(target), exist_ok=True)
             file_system.put_file(str(file), target)
+
+
+def download_file(place: str, target: Path) -> None:
+    """Copies a file to a local path."""
+    file_system, path = filesystem(place)
+    file_system.get_file(path, str(target))
 
 
 def download_folder(place: str, folder: str | Path) -> None:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from benchmarks.causality import FORMAT, app
 from benchmarks.lookahead import Seen, compare, look_ahead
-from pipelines.models.references import load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import resolve_model
 from pipelines.system.storage import content_hash
 from se_model import SpanConfig
 from se_model.attach import attached

@@ -11,14 +11,8 @@ from peft import PeftModel
 from pipelines.context import CheckContext, EarlierStage, StageOutput
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import hub
-from pipelines.models.references import (
-    ModelSource,
-    check_model,
-    load_model,
-    new_model,
-    resolve_model,
-    write_model_file,
-)
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource, check_model, resolve_model, write_model_file
 from pipelines.recipe.keys.section import StageKeys
 from se_model import HyLoraConfig, apply_hylora
 from tests.se_model.tiny_models import tiny_model
@@ -50,7 +44,7 @@ def base(tmp_path: Path) -> Path:
     """A run's folder with a base model in stage `base` and an adapter for it in stage `tuned`."""
     torch.manual_seed(0)
     run = tmp_path / "run"
-    model = new_model(SIZES)
+    model = load_model(ModelSource("", new=SIZES))
     model.save_pretrained(run / "base" / "model")
     write_model_file(str(run / "base"), ModelSource("./model"))
     adapted = apply_hylora(model, HyLoraConfig(rank=2, alpha=4))

@@ -11,7 +11,8 @@ import torch
 
 from pipelines.errors import EspanError
 from pipelines.models.configuration import read_configuration
-from pipelines.models.references import load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import resolve_model
 from pipelines.models.weight_files import check_model_files
 from tests.se_model.tiny_models import tiny_model
 

@@ -22,7 +22,8 @@ from pipelines.evaluate import run as scoring
 from pipelines.evaluate.perplexity import find_windows, score_perplexity
 from pipelines.export.write import export
 from pipelines.models.bos import begin_with, chosen_bos, own_bos
-from pipelines.models.references import ModelSource, load_model, write_model_file
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource, write_model_file
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.needles.compose import recall_prompt
 from pipelines.prepare.check import plan

@@ -14,13 +14,8 @@ import torch
 from pipelines.errors import RecipeError
 from pipelines.models import hub
 from pipelines.models.builtin import builtin
-from pipelines.models.references import (
-    ModelSource,
-    external_files,
-    load_model,
-    resolve_model,
-    write_model_file,
-)
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource, external_files, resolve_model, write_model_file
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.recipe.parse import read_recipe
 from pipelines.run.lineage import FileHashes, identify

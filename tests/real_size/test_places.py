@@ -14,7 +14,8 @@ import pytest
 
 from pipelines.context import Context
 from pipelines.models.builtin import builtin
-from pipelines.models.references import load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import Manifest, ShardReader, TokenizerEntry, read_manifest
 from pipelines.recipe.keys.train import TrainKeys

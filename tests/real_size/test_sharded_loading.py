@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pipelines.errors import EspanError
-from pipelines.models.references import ModelSource, load_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource
 from pipelines.models.weights.files import WeightFiles
 from pipelines.models.weights.skeleton import skeleton, tie
 from pipelines.prepare.shards import ShardReader

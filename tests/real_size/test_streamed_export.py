@@ -23,8 +23,8 @@ from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.export.run import run, task_bytes
 from pipelines.export.write import export, probe_logits
-from pipelines.models.loading import open_adapted
-from pipelines.models.references import ModelSource, load_model, resolve_model, write_model_file
+from pipelines.models.loading import load_model, open_adapted
+from pipelines.models.references import ModelSource, resolve_model, write_model_file
 from pipelines.models.weights.skeleton import skeleton, tie
 from pipelines.models.weights.write import plan_files, write_files
 from pipelines.recipe.keys.export import ExportKeys

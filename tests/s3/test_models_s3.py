@@ -10,7 +10,8 @@ import torch
 from pipelines.errors import EspanError
 from pipelines.models import builtin
 from pipelines.models.files import check_files, configuration_folder, local_folder
-from pipelines.models.references import load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import resolve_model
 from pipelines.system import node_cache, storage
 
 

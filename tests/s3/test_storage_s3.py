@@ -10,6 +10,7 @@ import pytest
 from pipelines.prepare.sources import files_of, passed_over_by
 from pipelines.recipe.keys.prepare import PathSource
 from pipelines.system import storage
+from pipelines.system.filesystems import filesystem
 
 
 def test_json_comes_back_as_it_was_written_and_the_last_write_counts(bucket: str) -> None:
@@ -81,7 +82,7 @@ def test_a_folder_uploaded_and_downloaded_is_the_same_folder(bucket: str, tmp_pa
 
 def test_a_large_object_is_written_in_parts_and_read_back_whole(bucket: str) -> None:
     content = bytes(range(251)) * 50_000  # 12 MiB: more than two parts of S3's least size
-    file_system, path = storage.filesystem(storage.join(bucket, "large"))
+    file_system, path = filesystem(storage.join(bucket, "large"))
     with file_system.open(path, "wb", block_size=5 * 2**20) as file:
         file.write(content)
     assert storage.read_bytes(storage.join(bucket, "large")) == content

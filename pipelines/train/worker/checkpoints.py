@@ -153,11 +153,7 @@ class CheckpointStore:
             _remove(storage.join(self.place, name))
 
     def _names(self) -> list[str]:
-        if not storage.is_folder(self.place):
-            return []
-        file_system, path = storage.filesystem(self.place)
-        names = (os.path.basename(entry.rstrip("/")) for entry in file_system.ls(path, detail=False))
-        return [name for name in names if name.startswith(_PREFIX)]
+        return [name for name in storage.list_names(self.place) if name.startswith(_PREFIX)]
 
 
 @contextmanager
@@ -179,7 +175,7 @@ def local_copy(place: str, group: Group) -> Iterator[Path]:
 
 def _commit(place: str) -> None:
     """Makes every file durable, then writes the marker that lists them."""
-    files = _file_sizes(place)
+    files = storage.file_sizes(place)
     if not storage.is_remote(place):
         for name in files:
             descriptor = os.open(storage.local_path(place) / name, os.O_RDONLY)
@@ -191,19 +187,13 @@ def _commit(place: str) -> None:
 
 
 def _check_files(place: str) -> None:
-    found = _file_sizes(place)
+    found = storage.file_sizes(place)
     for name, size in storage.read_json(storage.join(place, COMMITTED))["files"].items():
         if found.get(name) != size:
             raise EspanError(
                 f"checkpoint {place} is damaged: {name} has {found.get(name, 'no')} bytes instead of {size}; "
                 "remove that checkpoint's folder to go on from the one before it"
             )
-
-
-def _file_sizes(place: str) -> dict[str, int]:
-    file_system, root = storage.filesystem(place)
-    found = file_system.find(root, detail=True)
-    return {os.path.relpath(name, root): int(info["size"]) for name, info in sorted(found.items())}
 
 
 def _read_state(place: str) -> TrainState:

@@ -15,6 +15,7 @@ from pipelines.models.weights.adapted import AdaptedWeights, draw_updates
 from pipelines.prepare.shards import Manifest
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.system import storage
+from pipelines.system.precision import torch_dtype
 from pipelines.train.job import TrainJob
 from pipelines.train.worker.group import Group
 from pipelines.train.worker.sharded_loading import load_sharded
@@ -22,7 +23,6 @@ from se_model import apply_hylora, attach, coverage
 from se_model.attach import check_parallel
 
 COVERAGE_FILE = "coverage.json"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def training_model(job: TrainJob, manifest: Manifest) -> nn.Module:
@@ -41,7 +41,7 @@ def open_training(job: TrainJob, manifest: Manifest) -> Opened:
         EspanError: as `training_model`.
     """
     stage = job.keys
-    opened = open_base(job.model, _DTYPES[stage.precision])
+    opened = open_base(job.model, torch_dtype(job.precision))
     model: Any = opened.model
     words, rows = manifest.tokenizer.vocabulary_size, model.get_input_embeddings().num_embeddings
     if words > rows:

@@ -14,7 +14,8 @@ from pipelines.errors import EspanError
 from pipelines.export import write
 from pipelines.export.run import run
 from pipelines.export.write import export, probe_logits
-from pipelines.models.references import ModelSource, load_model, resolve_model
+from pipelines.models.loading import load_model
+from pipelines.models.references import ModelSource, resolve_model
 from pipelines.recipe.keys.export import ExportKeys
 from se_model import Mamba2HybridForCausalLM
 
