@@ -14,7 +14,7 @@ from torch import nn
 from pipelines.errors import EspanError
 from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
-from pipelines.evaluate.units import Outcome, RecallUnit, Unit, deal
+from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, deal
 from pipelines.models.fitting import attention_config
 from pipelines.models.loading import load_model
 from pipelines.models.references import ModelSource
@@ -75,13 +75,13 @@ class Scorer:
             attach(model, attention_config(self.attention, self.seed))
         return model.to("cuda" if self.gpus else "cpu")
 
-    def score(self, unit: Unit, model: nn.Module) -> Outcome:
+    def score(self, unit: Unit, model: nn.Module) -> UnitResult:
         """Returns the outcome of one unit; `model` is what `load_model` returned."""
         if isinstance(unit, RecallUnit):
-            return Outcome(answers=score_recall(model, self._prompts(unit)))
+            return UnitResult(answers=score_recall(model, self._prompts(unit)))
         assert self.windows is not None, "perplexity units come with windows"
         windows = self.windows.read(unit.first, unit.count, unit.length)
-        return Outcome(nats=score_perplexity(model, windows, scored=self.scored))
+        return UnitResult(nats=score_perplexity(model, windows, scored=self.scored))
 
     def _prompts(self, unit: RecallUnit) -> list[RecallSample]:
         assert self.tokenizer is not None, "recall units come with a tokenizer"
@@ -105,7 +105,7 @@ _tokenizer = lru_cache(maxsize=1)(load_tokenizer)
 
 def score_units(
     scorer: Scorer, units: Sequence[Unit], *, workers: int, label: str, progress: Progress
-) -> dict[Unit, Outcome]:
+) -> dict[Unit, UnitResult]:
     """Returns the outcome of every unit, scored by `workers` Ray tasks.
 
     Raises:
@@ -121,7 +121,7 @@ def score_units(
         scheduling_strategy="DEFAULT",
     )
     streams = [task.remote(scorer, share) for share in deal(units, workers)]
-    outcomes: dict[Unit, Outcome] = {}
+    outcomes: dict[Unit, UnitResult] = {}
     with progress.task(label, total=sum(unit.tokens for unit in units), unit="tokens") as shown:
         for unit, outcome in _as_they_come(streams):
             outcomes[unit] = outcome
@@ -129,13 +129,13 @@ def score_units(
     return outcomes
 
 
-def _score_share(scorer: Scorer, units: Sequence[Unit]) -> Iterator[tuple[Unit, Outcome]]:
+def _score_share(scorer: Scorer, units: Sequence[Unit]) -> Iterator[tuple[Unit, UnitResult]]:
     model = scorer.load_model()
     for unit in units:
         yield unit, scorer.score(unit, model)
 
 
-def _as_they_come(streams: Sequence[Any]) -> Iterator[tuple[Unit, Outcome]]:
+def _as_they_come(streams: Sequence[Any]) -> Iterator[tuple[Unit, UnitResult]]:
     """Yields what the Ray generators yield, whichever is ready; ends the others when one fails."""
     running = list(streams)
     try:

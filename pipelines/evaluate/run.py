@@ -19,7 +19,7 @@ from pipelines.evaluate.check import reservation
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
 from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, Scores
-from pipelines.evaluate.units import Outcome, RecallUnit, Unit, perplexity_units, recall_units
+from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, perplexity_units, recall_units
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import pinned
@@ -153,7 +153,7 @@ class _Rows:
     perplexity: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
-    def gather(cls, units: Sequence[Unit], outcomes: Mapping[Unit, Outcome]) -> _Rows:
+    def gather(cls, units: Sequence[Unit], outcomes: Mapping[Unit, UnitResult]) -> _Rows:
         rows = cls()
         for unit in units:
             outcome = outcomes[unit]

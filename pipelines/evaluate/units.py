@@ -47,7 +47,7 @@ Unit = RecallUnit | PerplexityUnit
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UnitResult:
     """What became of a unit's rows, in order.
 
     Attributes:

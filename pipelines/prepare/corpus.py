@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.prepare.pack import RowPlan, Segment, draw, held_out, pack
 from pipelines.prepare.parts import PartSummary, part_file, read_array
-from pipelines.prepare.read import Part
+from pipelines.prepare.read import CorpusPart
 from pipelines.prepare.shards import SourceEntry, Split
 from pipelines.prepare.sources import label_of
 from pipelines.recipe.keys.common import Packing
@@ -30,7 +30,7 @@ class Corpus:
     """
 
     sources: Sequence[PathSource | NeedlesSource]
-    parts: Sequence[Part]
+    parts: Sequence[CorpusPart]
     summaries: Sequence[PartSummary]
     lengths: np.ndarray
     _first_token: np.ndarray = field(init=False)
@@ -47,7 +47,7 @@ class Corpus:
     def read(
         cls,
         sources: Sequence[PathSource | NeedlesSource],
-        parts: Sequence[Part],
+        parts: Sequence[CorpusPart],
         summaries: Sequence[PartSummary],
         work: str,
     ) -> Corpus:

@@ -42,7 +42,7 @@ _WIDEST_CHARACTER = 4  # bytes; parts begin at multiples of it, so that none beg
 
 
 @dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """A stretch of one source: the unit of work, and of resuming.
 
     Attributes:
@@ -79,24 +79,24 @@ class Reject(NamedTuple):
 
 def plan_parts(
     sources: Sequence[PathSource | NeedlesSource], target_bytes: int, documents: int = 256
-) -> list[Part]:
+) -> list[CorpusPart]:
     """Cuts `sources` into parts, in order, of about `target_bytes` of text or `documents` generated
     documents.
 
     The cuts never show in the result: parts are put together again in this order. Compressed files are not
     cut, nor are `.json` files.
     """
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     for ordinal, source in enumerate(sources):
         if isinstance(source, NeedlesSource):
             starts = range(0, source.documents, documents)
-            parts += [Part(ordinal, (), at, min(at + documents, source.documents)) for at in starts]
+            parts += [CorpusPart(ordinal, (), at, min(at + documents, source.documents)) for at in starts]
         else:
             parts += _file_parts(ordinal, source, target_bytes)
     return parts
 
 
-def read_part(source: PathSource | NeedlesSource, part: Part, seed: int) -> Iterator[Document | Reject]:
+def read_part(source: PathSource | NeedlesSource, part: CorpusPart, seed: int) -> Iterator[Document | Reject]:
     """Yields the documents of `part` in order; `seed` is for generated ones.
 
     Raises:
@@ -114,7 +114,7 @@ def read_part(source: PathSource | NeedlesSource, part: Part, seed: int) -> Iter
             raise EspanError(f"{file}: {what}") from error
 
 
-def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator[Part]:
+def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator[CorpusPart]:
     target_bytes = -(-target_bytes // _WIDEST_CHARACTER) * _WIDEST_CHARACTER
     group: list[str] = []
     group_bytes = 0
@@ -122,7 +122,7 @@ def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator
         size, kind = file_size(file), kind_of(file)
         if kind != "text" or group_bytes + size > target_bytes:
             if group:
-                yield Part(ordinal, tuple(group))
+                yield CorpusPart(ordinal, tuple(group))
             group, group_bytes = [], 0
         if kind == "text":
             group.append(file)
@@ -131,11 +131,11 @@ def _file_parts(ordinal: int, source: PathSource, target_bytes: int) -> Iterator
             yield from _row_group_parts(ordinal, file, target_bytes)
         elif kind == "lines" and size > target_bytes and not _is_compressed(file):
             for start in range(0, size, target_bytes):
-                yield Part(ordinal, (file,), start, min(start + target_bytes, size))
+                yield CorpusPart(ordinal, (file,), start, min(start + target_bytes, size))
         elif size:
-            yield Part(ordinal, (file,))
+            yield CorpusPart(ordinal, (file,))
     if group:
-        yield Part(ordinal, tuple(group))
+        yield CorpusPart(ordinal, tuple(group))
 
 
 def _is_compressed(file: str) -> bool:
@@ -143,18 +143,18 @@ def _is_compressed(file: str) -> bool:
         return decompress.is_compressed(stream.read(decompress.HEAD_BYTES))
 
 
-def _row_group_parts(ordinal: int, file: str, target_bytes: int) -> Iterator[Part]:
+def _row_group_parts(ordinal: int, file: str, target_bytes: int) -> Iterator[CorpusPart]:
     with open_binary(file) as stream:
         metadata = _parquet_file(stream, file).metadata
     start, gathered = 0, 0
     for group in range(metadata.num_row_groups):
         gathered += metadata.row_group(group).total_byte_size
         if gathered >= target_bytes or group == metadata.num_row_groups - 1:
-            yield Part(ordinal, (file,), start, group + 1)
+            yield CorpusPart(ordinal, (file,), start, group + 1)
             start, gathered = group + 1, 0
 
 
-def _text_document(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+def _text_document(source: PathSource, file: str, part: CorpusPart) -> Iterator[Document | Reject]:
     def document() -> Document:
         with open_binary(file) as stream:
             content = joined(decompress.blocks(stream))
@@ -174,7 +174,7 @@ def _document_or_reject(document: Callable[[], Document], file: str, record: int
         return Reject(file, record, "too large for the memory of this machine; cut it into several documents")
 
 
-def _line_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+def _line_documents(source: PathSource, file: str, part: CorpusPart) -> Iterator[Document | Reject]:
     lines_before: int | None = None
     for number, (line, exact) in enumerate(_lines(source, file, part), start=1):
         if line is not None and not line.strip(b"".join(line_end(exact, each) for each in " \t\r\n")):
@@ -182,7 +182,7 @@ def _line_documents(source: PathSource, file: str, part: Part) -> Iterator[Docum
         found = _document_or_reject(lambda: _json_document(source, line, exact), file, number)  # noqa: B023
         if isinstance(found, Reject):
             if lines_before is None:  # only a rejected line needs to know its number
-                before = Part(part.source, part.files, 0, part.start)
+                before = CorpusPart(part.source, part.files, 0, part.start)
                 lines_before = sum(1 for _ in _lines(source, file, before)) if part.start else 0
             found = found._replace(record=lines_before + number)
         yield found
@@ -195,7 +195,7 @@ def _json_document(source: PathSource, record: bytes | None, exact: str) -> Docu
     return Document(usable(records.field_of(text, source.text)), encoding)
 
 
-def _lines(source: PathSource, file: str, part: Part) -> Iterator[tuple[bytes | None, str]]:
+def _lines(source: PathSource, file: str, part: CorpusPart) -> Iterator[tuple[bytes | None, str]]:
     """Yields the lines that begin in the part's range of bytes, and the encoding; None for one too long."""
     with open_binary(file) as stream:
         head = stream.read(decompress.HEAD_BYTES)
@@ -233,7 +233,7 @@ def _blocks_from(stream: BinaryIO, position: int) -> Iterator[bytes]:
     return iter(lambda: stream.read(_BLOCK), b"")
 
 
-def _json_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+def _json_documents(source: PathSource, file: str, part: CorpusPart) -> Iterator[Document | Reject]:
     with open_binary(file) as stream:
         head = bytearray()
         for block in decompress.blocks(stream):
@@ -263,7 +263,7 @@ def _element_documents(
         yield Reject(file, number, f"{what}; the rest of the file is not read")
 
 
-def _parquet_documents(source: PathSource, file: str, part: Part) -> Iterator[Document | Reject]:
+def _parquet_documents(source: PathSource, file: str, part: CorpusPart) -> Iterator[Document | Reject]:
     with open_binary(file) as stream:
         parquet = _parquet_file(stream, file)
         check_column(parquet.schema_arrow, source.text, file)

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from pipelines.prepare.parts import PartSummary, part_file, read_summary, write_array, write_summary
-from pipelines.prepare.read import Document, Part, Reject, read_part
+from pipelines.prepare.read import CorpusPart, Document, Reject, read_part
 from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
 from pipelines.system import storage
 from pipelines.system.streams import atomic_stream
@@ -38,7 +38,7 @@ class TokenizeTask:
 
     index: int
     key: str
-    part: Part
+    part: CorpusPart
     source: PathSource | NeedlesSource
     seed: int
     work: str

@@ -119,5 +119,4 @@ def _current(recipe: Mapping[str, Any], records: Mapping[str, dict[str, Any]]) -
 
 def _decisive(kind: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `keys` without those that say only how the work is done; they may change from run to run."""
-    execution = KINDS[kind].keys_class.execution_keys if kind in KINDS else frozenset()
-    return {key: value for key, value in keys.items() if key not in execution}
+    return dict(KINDS[kind].keys_class.decisive(keys)) if kind in KINDS else dict(keys)

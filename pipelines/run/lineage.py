@@ -60,7 +60,7 @@ def identify(
         else:
             files |= {file: hashes.of(file) for file in storage.glob(place)}
     # As written: absolute paths would make a moved checkout another input.
-    keys = stage.keys.written.model_dump(mode="json", exclude=set(stage.keys.execution_keys))
+    keys = stage.keys.decisive(stage.keys.written.model_dump(mode="json"))
     # Names without folders: the same files elsewhere, as in a moved checkout, are the same input.
     contents = [[os.path.basename(file), content] for file, content in files.items()]
     content = {

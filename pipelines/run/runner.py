@@ -42,7 +42,7 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to; `reports` are the pages that its report stages wrote."""
+    """What a run came to; `reports` are the pages that its stages wrote (`page` in their results)."""
 
     workspace: str
     stages: tuple[StageSummary, ...]
@@ -110,7 +110,7 @@ def _run_stages(
             record = _run_stage(recipe, workspace, standing, outputs, lock, progress)
         outputs[name] = _output(standing, record)
         rows.append(_row(standing, record))
-    reports = [str(row.result["page"]) for row in outputs.values() if row.kind == "report"]
+    reports = [str(each.result["page"]) for each in outputs.values() if "page" in each.result]
     return RunSummary(workspace, tuple(rows), tuple(reports))
 
 

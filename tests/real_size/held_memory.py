@@ -14,12 +14,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pipelines.prepare.shards import ShardReader
 from pipelines.train.job import TrainJob
-from pipelines.train.layout import Layout
 from pipelines.train.worker.batches import BatchPlan, RowOrder
 from pipelines.train.worker.engine import Engine
 from pipelines.train.worker.group import Group
 from pipelines.train.worker.model import training_model
 from pipelines.train.worker.step import Steps
+from pipelines.train.worker_groups import WorkerGroups
 from se_model.loss import causal_lm_loss
 
 STEPS = 2
@@ -70,7 +70,7 @@ def held_by_training(group: Group, job: TrainJob) -> int:
     with Census() as census:
         corpus = ShardReader(job.data)
         model = training_model(job, corpus.manifest)
-        layout = Layout(group.size, job.keys.context_parallel)
+        layout = WorkerGroups(group.size, job.keys.context_parallel)
         plan = BatchPlan(job.rows_per_step, job.keys.micro_batch_rows, layout.groups)
         engine = Engine(model, job.keys, workers=group.size, accumulation=plan.accumulation)
         packed = corpus.manifest.packing == "documents"

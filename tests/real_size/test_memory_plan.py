@@ -17,7 +17,7 @@ from pipelines.system.machine import bytes_text
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.plan.memory.count import Counted, Rows
 from pipelines.train.plan.memory.engine import Sharing, fullest
-from pipelines.train.plan.memory.parts import Parts
+from pipelines.train.plan.memory.parts import MemoryParts
 from pipelines.train.plan.memory.timeline import moments
 from se_model.hybrid import Mamba2HybridConfig
 from tests.pipelines.train.conftest import Workers, two_workers, write_corpus  # noqa: F401 - a fixture
@@ -110,7 +110,7 @@ class Table:
         self.lines: list[str] = []
         self.worst = 0.0
 
-    def add(self, row: tuple[Any, ...], planned: Parts, held: int) -> None:
+    def add(self, row: tuple[Any, ...], planned: MemoryParts, held: int) -> None:
         ratio = planned.total / held
         self.worst = max(self.worst, abs(ratio - 1))
         self.lines.append(f"{ratio:.3f}  {row}: {bytes_text(planned.total)} ({planned}), {bytes_text(held)}")

@@ -18,7 +18,7 @@ import yaml
 from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate import run as scoring
-from pipelines.evaluate.units import Outcome
+from pipelines.evaluate.units import UnitResult
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.run.plan import plan_recipe
@@ -185,11 +185,11 @@ def test_all_scores_are_in_one_precision_which_they_name(
 ) -> None:
     attempts = []
 
-    def workers_with_an_old_gpu(scorer: Any, units: Any, **options: Any) -> dict[Any, Outcome]:
+    def workers_with_an_old_gpu(scorer: Any, units: Any, **options: Any) -> dict[Any, UnitResult]:
         attempts.append((scorer.dtype, scorer.gpus, options["workers"]))
         if scorer.check_bf16:
             raise NoBfloat16Error("Tesla T4 on node-1 has no bf16")
-        return {unit: Outcome(answers=[[True]] * unit.count) for unit in units}
+        return {unit: UnitResult(answers=[[True]] * unit.count) for unit in units}
 
     monkeypatch.setattr(scoring, "cluster_capacity", lambda: UNTOLD)
     monkeypatch.setattr(scoring, "score_units", workers_with_an_old_gpu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -59,6 +59,20 @@ class StageKeys(Section):
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def decisive(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those of dumped `keys` that decide what comes out: all but execution keys, at any depth."""
+        nested = {
+            name: information.annotation
+            for name, information in cls.model_fields.items()
+            if isinstance(information.annotation, type) and issubclass(information.annotation, StageKeys)
+        }
+        return {
+            name: nested[name].decisive(value) if name in nested and isinstance(value, Mapping) else value
+            for name, value in keys.items()
+            if name not in cls.execution_keys
+        }
 
     def references(self) -> tuple[str, ...]:
         """Returns the values that may name an earlier stage; the check looks at those that do not."""

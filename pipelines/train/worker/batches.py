@@ -77,7 +77,7 @@ class BatchPlan:
         rows_per_step: rows of one update, over all groups.
         micro_batch_rows: rows that go through the model together.
         groups: data-parallel groups. Without context parallelism each worker is one; with it the workers of a
-            group run the same micro-batches, each its part of every row (see `pipelines.train.layout`).
+            group run the same micro-batches, each its part of every row (see `worker_groups.py`).
 
     Raises:
         ValueError: the rows are no whole number of micro-batches for every group.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import EspanError
 from pipelines.train.failures import final_failure, restart_mends
-from pipelines.train.layout import Layout
+from pipelines.train.worker_groups import WorkerGroups
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def _told(error: Exception | None) -> Exception | None:
 
 
 @contextmanager
-def context_group(group: Group, layout: Layout) -> Iterator[ContextParallelGroup | None]:
+def context_group(group: Group, layout: WorkerGroups) -> Iterator[ContextParallelGroup | None]:
     """Yields the workers that share this worker's rows; None where every worker has rows of its own.
 
     Every worker calls it.

@@ -21,7 +21,6 @@ from pipelines.system.precision import multiply_in_float32
 from pipelines.system.surroundings import forget_launchers
 from pipelines.train.failures import final_failure, restart_mends
 from pipelines.train.job import MODEL_FOLDER, TrainJob
-from pipelines.train.layout import Layout
 from pipelines.train.worker.batches import BatchPlan, RowOrder
 from pipelines.train.worker.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.worker.engine import Engine
@@ -32,6 +31,7 @@ from pipelines.train.worker.preemptions import Preemptions
 from pipelines.train.worker.sole_writer import sole_writer
 from pipelines.train.worker.step import Steps
 from pipelines.train.worker.universal_checkpoint import UNIVERSAL_FOLDER, universal_copy
+from pipelines.train.worker_groups import WorkerGroups
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -76,10 +76,10 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
     stage = job.keys
     _use_cores(stage.resources.cpus)
     multiply_in_float32(group.device)
-    layout = Layout(group.size, stage.context_parallel)
+    layout = WorkerGroups(group.size, stage.context_parallel)
     plan = BatchPlan(job.rows_per_step, stage.micro_batch_rows, layout.groups)
-    with ExitStack() as open_things:
-        group.agree(lambda: open_things.enter_context(sole_writer(job.output)) if group.first else None)
+    with ExitStack() as stack:
+        group.agree(lambda: stack.enter_context(sole_writer(job.output)) if group.first else None)
         corpus = group.agree(lambda: ShardReader(job.data))
         store = CheckpointStore(job.checkpoints)
         checkpoint = group.gather(group.agree(lambda: store.newest() if group.first else None))[0]
@@ -92,10 +92,10 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         nodes = len(set(group.gather(group.node)))
         tell({"at": done})
 
-        metrics = open_things.enter_context(_Metrics(job.output, done)) if group.first else None
+        metrics = stack.enter_context(_Metrics(job.output, done)) if group.first else None
         packed = corpus.manifest.packing == "documents"
         order = RowOrder(len(corpus), job.seed)
-        context = open_things.enter_context(context_group(group, layout))
+        context = stack.enter_context(context_group(group, layout))
         # Whoever reads the metrics later can tell which steps' times are those of another set of workers.
         shape = {
             "workers": group.size,

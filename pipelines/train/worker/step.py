@@ -16,7 +16,6 @@ import torch
 
 from pipelines.errors import EspanError
 from pipelines.recipe.keys.train import TrainKeys
-from pipelines.train.layout import Layout
 from pipelines.train.worker.batches import (
     BatchPlan,
     MicroBatch,
@@ -28,6 +27,7 @@ from pipelines.train.worker.batches import (
 )
 from pipelines.train.worker.engine import Engine
 from pipelines.train.worker.group import Group
+from pipelines.train.worker_groups import WorkerGroups
 from se_model.attach import set_step
 from se_model.span.statistics import record_selections
 
@@ -59,9 +59,9 @@ class Steps:
     context: ContextParallelGroup | None = None
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> WorkerGroups:
         """Who shares rows with whom."""
-        return Layout(self.group.size, 1 if self.context is None else self.context.size)
+        return WorkerGroups(self.group.size, 1 if self.context is None else self.context.size)
 
     def run(self, step: int) -> dict[str, float]:
         """Runs step `step` (counted from 1) and returns its metrics, the same on every worker.
@@ -111,7 +111,7 @@ class Steps:
         """
         data = model_input(self.corpus, batch, self.packed)
         set_step(self.engine.model, batch.number)
-        place = self.layout.place_of(self.group.rank)
+        place = self.layout.position_of(self.group.rank)
         torch.manual_seed(dropout_seed(self.seed, batch.number, place))
         device = self.group.device
         cu_seqlens = None if data.cu_seqlens is None else data.cu_seqlens.to(device)

@@ -9,7 +9,7 @@ from pipelines.system.machine import bytes_text
 from pipelines.train.plan.memory.count import Rows, UncountableError, counted_model
 from pipelines.train.plan.memory.device import Device
 from pipelines.train.plan.memory.fit import Fix, find_fix
-from pipelines.train.plan.memory.parts import Parts
+from pipelines.train.plan.memory.parts import MemoryParts
 from pipelines.train.plan.sharding import check_layers, check_rows
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def _check_hosts(stage: TrainKeys, loading: int, device: Device) -> None:
     )
 
 
-def _fits(stage: TrainKeys, parts: Parts, device: Device) -> bool:
+def _fits(stage: TrainKeys, parts: MemoryParts, device: Device) -> bool:
     return device.memory is None or parts.total * (stage.workers if device.local else 1) <= device.memory
 
 
-def _parts_text(stage: TrainKeys, parts: Parts, device: Device) -> str:
+def _parts_text(stage: TrainKeys, parts: MemoryParts, device: Device) -> str:
     there = ""
     if device.memory is not None:
         sharing = f" for {stage.workers} workers" if device.local and stage.workers > 1 else ""
@@ -108,7 +108,7 @@ def _parts_text(stage: TrainKeys, parts: Parts, device: Device) -> str:
     return f"{text}; too much to train here: needs a cluster (RAY_ADDRESS)"
 
 
-def _too_much(stage: TrainKeys, parts: Parts, device: Device) -> str:
+def _too_much(stage: TrainKeys, parts: MemoryParts, device: Device) -> str:
     assert device.memory is not None
     if not device.local:
         there = bytes_text(device.memory)

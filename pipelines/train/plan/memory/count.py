@@ -11,7 +11,7 @@ from pipelines.models.configuration import Described
 from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.train.plan.memory.batch import Batch
 from pipelines.train.plan.memory.engine import Sharing, Weights, fullest
-from pipelines.train.plan.memory.parts import Parts
+from pipelines.train.plan.memory.parts import MemoryParts
 from pipelines.train.plan.memory.timeline import Stretch, moments
 from pipelines.train.plan.received import received, row_shape
 from pipelines.train.plan.sharding import row_tokens
@@ -58,7 +58,7 @@ class Counted:
         self._skeletons: dict[str, Skeleton] = {}
         self._runs: dict[str, tuple[Weights, list[Stretch]]] = {}
 
-    def parts(self, stage: TrainKeys, *, gpu: bool) -> Parts:
+    def parts(self, stage: TrainKeys, *, gpu: bool) -> MemoryParts:
         """Returns what one worker of `stage` holds at its fullest, on a GPU or in main memory.
 
         Raises:
@@ -119,11 +119,7 @@ class Counted:
 
     def _batch(self, stage: TrainKeys) -> Batch:
         tokens = row_tokens(stage, self.rows.length, self.rows.packed) // stage.context_parallel
-        # Over several ranks transformers' layers take documents too, each rank's a row of its own here.
-        packed = self.rows.packed and (
-            stage.context_parallel == 1 or self.model.model_type == "mamba2_hybrid"
-        )
-        return Batch(1 if self.rows.packed else stage.micro_batch_rows, tokens, packed)
+        return Batch(1 if self.rows.packed else stage.micro_batch_rows, tokens, self.rows.packed)
 
     def _micro_batches(self, stage: TrainKeys) -> int:
         rows = stage.tokens_per_step // self.rows.length

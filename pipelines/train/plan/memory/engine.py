@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from pipelines.train.plan.memory.parts import Parts
+from pipelines.train.plan.memory.parts import MemoryParts
 from pipelines.train.plan.memory.timeline import Moment
 
 BUCKET_NUMBERS = 500_000_000
@@ -75,7 +75,7 @@ class Sharing:
     gpu: bool
 
 
-def fullest(weights: Weights, sharing: Sharing, moments: Sequence[Moment]) -> Parts:
+def fullest(weights: Weights, sharing: Sharing, moments: Sequence[Moment]) -> MemoryParts:
     """Returns what one worker holds when it holds most.
 
     Args:
@@ -99,12 +99,12 @@ class _Plain:
         self.bucket = min(BUCKET_NUMBERS, self.trained)
         self.own = -(-self.trained // sharing.workers)
 
-    def always(self) -> Parts:
+    def always(self) -> MemoryParts:
         """What lies there all the time."""
         weights = self.weights.numbers * self.width + self.weights.buffers
-        return Parts(weights=weights, optimizer=2 * self.width * self.trained)
+        return MemoryParts(weights=weights, optimizer=2 * self.width * self.trained)
 
-    def in_pass(self, moment: Moment) -> Parts:
+    def in_pass(self, moment: Moment) -> MemoryParts:
         """At a moment of a forward or backward pass."""
         gradients = self.trained if self.sharing.accumulating else min(moment.gradients, self.trained)
         loss = moment.where == "between"
@@ -117,11 +117,11 @@ class _Plain:
             moment="in the loss" if loss else "in a layer",
         )
 
-    def reducing(self) -> Parts:
+    def reducing(self) -> MemoryParts:
         """While gradients are summed over the workers, after the last pass."""
         return self.always()
 
-    def stepping(self) -> Parts:
+    def stepping(self) -> MemoryParts:
         """In the optimizer's step."""
         # torch's AdamW makes a square root, and on a CPU the quotient beside it, one tensor after the other.
         temporary = self.trained if self.sharing.gpu else 2 * self.weights.largest_trained
@@ -136,12 +136,12 @@ class _Plain:
 class _Split(_Plain):
     """ZeRO 1 and 2: the optimizer works on the own share of all trained numbers, laid end to end."""
 
-    def always(self) -> Parts:
+    def always(self) -> MemoryParts:
         """Weights, and of the own share a float32 copy and two moments."""
         weights = self.weights.numbers * self.width + self.weights.buffers
-        return Parts(weights=weights, optimizer=3 * _WIDE * self.own)
+        return MemoryParts(weights=weights, optimizer=3 * _WIDE * self.own)
 
-    def in_pass(self, moment: Moment) -> Parts:
+    def in_pass(self, moment: Moment) -> MemoryParts:
         """A bucket takes up gradients; stage 1 keeps them all until the step, stage 2 the own share."""
         kept = self._kept_gradients()
         if not self.sharing.accumulating:
@@ -150,7 +150,7 @@ class _Split(_Plain):
         buckets = self.bucket * (1 if self._waits() or self.bucket == self.trained else 2)
         return replace(super().in_pass(moment), gradients=self.width * kept, buckets=self.width * buckets)
 
-    def reducing(self) -> Parts:
+    def reducing(self) -> MemoryParts:
         """The bucket, its sum, and what is kept."""
         kept = self._kept_gradients() if self.sharing.accumulating or self._waits() else 0
         new = self.own_tensors()
@@ -163,7 +163,7 @@ class _Split(_Plain):
             moment="while gradients are summed",
         )
 
-    def stepping(self) -> Parts:
+    def stepping(self) -> MemoryParts:
         """The own gradients, in float32 once more, and AdamW's temporaries."""
         temporary = self.own if self.sharing.gpu else 2 * self.own
         return replace(
@@ -199,16 +199,16 @@ class _Split(_Plain):
 class _Sharded(_Plain):
     """ZeRO 3: weights too are split, and gathered when a layer runs."""
 
-    def always(self) -> Parts:
+    def always(self) -> MemoryParts:
         """Shares of weights, gradients and optimizer state; the bucket stays."""
-        return Parts(
+        return MemoryParts(
             weights=-(-self.weights.numbers // self.sharing.workers) * self.width + self.weights.buffers,
             gradients=self.width * self.own,
             optimizer=3 * _WIDE * self.own,
             buckets=self.width * self.bucket,
         )
 
-    def in_pass(self, moment: Moment) -> Parts:
+    def in_pass(self, moment: Moment) -> MemoryParts:
         """Gathered weights stay while they are needed again within so many numbers; what is gathered at once
         lies there twice.
         """
@@ -227,7 +227,7 @@ class _Sharded(_Plain):
             buckets=always.buckets,
         )
 
-    def reducing(self) -> Parts:
+    def reducing(self) -> MemoryParts:
         """The bucket's sum, before gathered weights go."""
         gathered = 0 if self.sharing.workers == 1 else min(self.weights.numbers, _LIVE_NUMBERS)
         always = self.always()
@@ -238,7 +238,7 @@ class _Sharded(_Plain):
             moment="while gradients are summed",
         )
 
-    def stepping(self) -> Parts:
+    def stepping(self) -> MemoryParts:
         """Gradients in float32, and AdamW's temporaries."""
         always = self.always()
         temporary = self.own if self.sharing.gpu else 2 * self.own

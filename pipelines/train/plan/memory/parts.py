@@ -8,7 +8,7 @@ from pipelines.system.machine import bytes_text
 
 
 @dataclass(frozen=True)
-class Parts:
+class MemoryParts:
     """Bytes that one worker holds at its fullest.
 
     Attributes:

@@ -17,6 +17,7 @@ from pipelines.train.plan.memory.engine import Weights
 from pipelines.train.plan.memory.functions import KernelFunctions
 from pipelines.train.plan.memory.timeline import Stretch
 from pipelines.train.plan.memory.watch import Watch
+from se_model.attach import packing_refusal
 from se_model.loss import causal_lm_loss
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class Skeleton:
                 self._plain.gradient_checkpointing_disable()
             # How many documents there are decides next to nothing; that there are several does.
             bounds = torch.tensor([0, batch.tokens // 2, batch.tokens], dtype=torch.int32)
-            cu_seqlens = live.know(bounds) if batch.packed else None
+            # Layers that take documents only on several ranks run as on one document here.
+            packed = batch.packed and packing_refusal(self._plain) is None
+            cu_seqlens = live.know(bounds) if packed else None
             input_ids = torch.empty(batch.rows, batch.tokens, dtype=torch.int64, device=META)
             self._watch.start(live)
             loss, _ = causal_lm_loss(self._model, input_ids, cu_seqlens=cu_seqlens)

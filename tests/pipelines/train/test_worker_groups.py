@@ -2,41 +2,41 @@
 
 import pytest
 
-from pipelines.train.layout import Layout
 from pipelines.train.worker.batches import BatchPlan, RowOrder
+from pipelines.train.worker_groups import WorkerGroups
 
 
 def test_workers_that_follow_each_other_share_rows() -> None:
-    layout = Layout(workers=6, context_parallel=2)
+    layout = WorkerGroups(workers=6, context_parallel=2)
     assert layout.groups == 3
     assert [layout.group_of(rank) for rank in range(6)] == [0, 0, 1, 1, 2, 2]
-    assert [layout.place_of(rank) for rank in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert [layout.position_of(rank) for rank in range(6)] == [0, 1, 0, 1, 0, 1]
     assert [layout.ranks_of(group) for group in range(3)] == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize(("workers", "context_parallel"), [(1, 1), (4, 1), (4, 2), (4, 4), (12, 3)])
 def test_every_worker_is_in_one_group_at_one_place(workers: int, context_parallel: int) -> None:
-    layout = Layout(workers, context_parallel)
+    layout = WorkerGroups(workers, context_parallel)
     ranks = [layout.ranks_of(group)[place] for group in range(layout.groups) for place in _places(layout)]
     assert ranks == list(range(workers))
-    assert all(layout.ranks_of(layout.group_of(rank))[layout.place_of(rank)] == rank for rank in ranks)
+    assert all(layout.ranks_of(layout.group_of(rank))[layout.position_of(rank)] == rank for rank in ranks)
 
 
-def _places(layout: Layout) -> range:
+def _places(layout: WorkerGroups) -> range:
     return range(layout.context_parallel)
 
 
 @pytest.mark.parametrize(("workers", "context_parallel"), [(4, 3), (2, 4), (0, 1), (2, 0)])
 def test_groups_that_would_not_be_whole_are_refused(workers: int, context_parallel: int) -> None:
     with pytest.raises(ValueError, match=f"{workers} workers are no whole number of groups"):
-        Layout(workers, context_parallel)
+        WorkerGroups(workers, context_parallel)
 
 
 @pytest.mark.parametrize(("workers", "context_parallel"), [(1, 1), (2, 2), (4, 2), (4, 4)])
 def test_workers_of_a_group_run_the_same_micro_batches_and_groups_together_those_of_one_worker(
     workers: int, context_parallel: int
 ) -> None:
-    layout, order = Layout(workers, context_parallel), RowOrder(11, 3)
+    layout, order = WorkerGroups(workers, context_parallel), RowOrder(11, 3)
     plan = BatchPlan(rows_per_step=8, micro_batch_rows=2, groups=layout.groups)
     alone = BatchPlan(rows_per_step=8, micro_batch_rows=2, groups=1)
     dealt = [plan.micro_batches(order, 5, layout.group_of(rank)) for rank in range(workers)]

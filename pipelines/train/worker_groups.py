@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorkerGroups:
     """How workers are grouped.
 
     Attributes:
@@ -40,7 +40,7 @@ class Layout:
         """Returns the data-parallel group of worker `rank`."""
         return rank // self.context_parallel
 
-    def place_of(self, rank: int) -> int:
+    def position_of(self, rank: int) -> int:
         """Returns which part of its group's rows worker `rank` holds, counted from the left."""
         return rank % self.context_parallel
 
