@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def plan(recipe: RecipeArgument, settings: SettingsOption = None) -> None:
         print(f"{stage.name} ({stage.kind}): {stage.action}")
         for label, text in stage.details.items():
             print(f"    {label}: {text}")
+
+
+@app.command()
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a page for people instead: every key, type and default.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of recipes, by which editors complete and check keys."""
+    from pipelines.recipe.reference import recipe_reference
+    from pipelines.recipe.schema import recipe_schema
+
+    text = recipe_reference(KINDS) if markdown else json.dumps(recipe_schema(KINDS), indent=2) + "\n"
+    print(text, end="")
 
 
 @app.command()

@@ -196,13 +196,8 @@ def read_manifest(folder: str) -> Manifest:
 
 
 def split_folder(folder: str, split: Split) -> str:
-    """Returns the folder of the rows of `split`, below the folder of a prepare stage."""
-    return holdout_folder(folder) if split == "holdout" else folder
-
-
-def holdout_folder(folder: str) -> str:
-    """Returns where the held-out rows of the shards in `folder` lie, a folder of shards like any other."""
-    return storage.join(folder, "holdout")
+    """Returns where the rows of `split` lie, given a prepare stage's folder; each is a folder of shards."""
+    return storage.join(folder, "holdout") if split == "holdout" else folder
 
 
 def _schema(sequence_length: int) -> pa.Schema:

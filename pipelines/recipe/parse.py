@@ -25,14 +25,23 @@ from pipelines.recipe.yaml_source import YamlSource, read_yaml
 RESERVED_NAMES = frozenset({"all", "builtin", "new", "none"})
 """Words that mean something else where a stage may be named."""
 
-_STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 AnySection = TypeVar("AnySection", bound=Section)
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class RecipeFile(Section):
-    """The top level of a recipe, its stages still as written."""
+    """The top level of a recipe.
+
+    Attributes:
+        name: of the run, for people and dashboards.
+        workspace: the folder, local or in an object store, below which every stage has one of its own;
+            default: `runs/` and the name.
+        seed: of everything that is drawn at random.
+        variables: values that `${name}` stands for elsewhere; `--set name=value` replaces one.
+        stages: in the order in which they run: a name, and below it the kind and its keys.
+    """
 
     name: Name
     workspace: Annotated[str, NotEmpty] | None = None
@@ -139,7 +148,7 @@ def _resolve_stage(
     name: str, body: dict[str, Any], earlier: tuple[str, ...], every: tuple[str, ...], source: YamlSource
 ) -> ResolvedStage:
     place: tuple[str | int, ...] = ("stages", name)
-    if not _STAGE_NAME.fullmatch(name):
+    if not STAGE_NAME.fullmatch(name):
         what = "a stage's name is made of lower-case letters, digits, - and _, and begins with a letter"
         raise RecipeError(source.problem(place, what))
     if name in RESERVED_NAMES:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from pipelines.prepare.shards import Manifest, holdout_folder, read_manifest
+from pipelines.prepare.shards import Manifest, read_manifest, split_folder
 from pipelines.report.blocks import Block, Heading, Row, Section, Table, TableRow
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import compact, count, percent, scientific, words
@@ -24,7 +24,7 @@ def data_section(run: RunRecord) -> Section | None:
     for stage in run.finished("prepare"):
         packed = [("training", read_manifest(stage.path))]
         if stage.keys["holdout"]:
-            packed.append(("held out", read_manifest(holdout_folder(stage.path))))
+            packed.append(("held out", read_manifest(split_folder(stage.path, "holdout"))))
         manifest = packed[0][1]
         rows = " and ".join(f"{count(each.rows)} {split}" for split, each in packed)
         note = (

@@ -28,7 +28,7 @@ from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.needles.compose import recall_prompt
 from pipelines.prepare.check import plan
 from pipelines.prepare.run import run as prepare
-from pipelines.prepare.shards import MANIFEST, ShardReader, holdout_folder, read_manifest
+from pipelines.prepare.shards import MANIFEST, ShardReader, read_manifest, split_folder
 from pipelines.recipe.keys.common import BosChoice
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 from pipelines.recipe.keys.export import ExportKeys
@@ -98,7 +98,7 @@ class Made:
     def documents(self) -> list[list[int]]:
         """All pieces of rows, held out or not."""
         pieces = []
-        for folder in (self.path("corpus"), holdout_folder(self.path("corpus"))):
+        for folder in (self.path("corpus"), split_folder(self.path("corpus"), "holdout")):
             reader = ShardReader(folder)
             for row in range(len(reader)):
                 input_ids, lengths = reader.row(row)
@@ -204,7 +204,7 @@ def test_a_model_is_scored_on_texts_that_begin_with_the_token(made: Made) -> Non
     }
     scores = scoring.evaluate(EvaluateKeys.model_validate(keys), context("scores", made.folder))
     model = load_model(ModelSource(made.path("trained/model")))
-    source = find_windows(holdout_folder(made.path("corpus")), longest=16, windows=3)
+    source = find_windows(split_folder(made.path("corpus"), "holdout"), longest=16, windows=3)
     for score in scores.perplexity:
         windows = source.read(0, 3, score.length)
         windows[:, 0] = 1

@@ -29,7 +29,11 @@ class AttentionSection(Section):
 
 
 class _Chunked(AttentionSection):
-    """Attention inside chunks; of several sizes, each layer draws one in every forward call."""
+    """Attention inside chunks.
+
+    Attributes:
+        chunk_sizes: tokens in a chunk; of several sizes, each layer draws one in every forward call.
+    """
 
     chunk_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2048, 4096)
     draws: ClassVar[bool] = True
@@ -39,14 +43,19 @@ class _Chunked(AttentionSection):
         """The `chunk_sizes`."""
         return self.chunk_sizes
 
-    @field_validator("chunk_sizes", mode="before")
+    @field_validator("chunk_sizes", mode="before", json_schema_input_type=int | tuple[PositiveInt, ...])
     @classmethod
     def _one_size_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class _Retrieving(_Chunked):
-    """Attention inside chunks and to `top_k` earlier memory blocks of `block_size` tokens."""
+    """Attention inside chunks and to earlier memory blocks.
+
+    Attributes:
+        block_size: tokens in a memory block; divides every chunk size.
+        top_k: memory blocks that a chunk retrieves; 0 for attention inside chunks alone.
+    """
 
     block_size: PositiveInt = 32
     top_k: NonNegativeInt = 8
@@ -65,13 +74,27 @@ class _Retrieving(_Chunked):
 
 
 class FullSection(AttentionSection):
-    """Every token sees all tokens before it."""
+    """Every token sees all tokens before it.
+
+    Attributes:
+        kind: `full`, which may stand alone.
+    """
 
     kind: Literal["full"] = "full"
 
 
 class SpanSection(_Retrieving):
-    """Span-expanded attention; see `se_model.SpanConfig` for the keys."""
+    """Span-expanded attention; see `se_model.SpanConfig`.
+
+    Attributes:
+        kind: `span`.
+        summary: what stands for a block when blocks are chosen: `attention` (the paper's: the mean of the
+            block's attention over itself) or `mean_key` (the mean of its keys).
+        selection: `chunk` (the paper's: a chunk's queries choose together) or `causal` (no token sees a
+            choice that a later one made).
+        refresh: queries that share a choice under `causal`; divides every chunk size; default: `block_size`.
+        backend: `auto`, or one by name: `fused`, `flash`, `sdpa`, `naive`.
+    """
 
     kind: Literal["span"] = "span"
     summary: Literal["attention", "mean_key"] = "attention"
@@ -91,27 +114,45 @@ class SpanSection(_Retrieving):
 
 
 class WindowSection(AttentionSection):
-    """Every token sees the `window` tokens up to and including itself."""
+    """Every token sees the last tokens before it.
+
+    Attributes:
+        kind: `window`.
+        window: how many tokens it sees, itself included.
+    """
 
     kind: Literal["window"] = "window"
     window: PositiveInt
 
 
 class S2Section(AttentionSection):
-    """LongLoRA's shifted sparse attention: groups of tokens, half the heads shifted by half a group."""
+    """LongLoRA's shifted sparse attention: groups of tokens, half the heads shifted by half a group.
+
+    Attributes:
+        kind: `s2`.
+        group_size: tokens in a group; default: a quarter of each document.
+    """
 
     kind: Literal["s2"] = "s2"
     group_size: PositiveInt | None = None
 
 
 class NoMemorySection(_Chunked):
-    """Attention inside chunks and nothing else."""
+    """Attention inside chunks and nothing else.
+
+    Attributes:
+        kind: `none`.
+    """
 
     kind: Literal["none"] = "none"
 
 
 class RandomSection(_Retrieving):
-    """Like `span`, but the retrieved blocks are drawn at random."""
+    """Like `span`, but the retrieved blocks are drawn at random.
+
+    Attributes:
+        kind: `random`.
+    """
 
     kind: Literal["random"] = "random"
 
@@ -120,11 +161,13 @@ def _kind_alone(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+_Section = Annotated[
+    FullSection | SpanSection | WindowSection | S2Section | NoMemorySection | RandomSection,
+    Field(discriminator="kind"),
+]
+_Written = _Section | Literal["full", "span", "s2", "none", "random"]
 Attention = Annotated[
-    Annotated[
-        FullSection | SpanSection | WindowSection | S2Section | NoMemorySection | RandomSection,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_kind_alone),
+    _Section,
+    BeforeValidator(_kind_alone, json_schema_input_type=_Written),
 ]
 """The type of an `attention` key; a kind that needs no other key may stand alone: `attention: full`."""

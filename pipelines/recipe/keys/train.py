@@ -53,7 +53,15 @@ class NewModel(Section):
 
 
 class HyLora(Section):
-    """What trains; see `se_model.HyLoraConfig`."""
+    """What trains of a model that is adapted; see `se_model.HyLoraConfig`.
+
+    Attributes:
+        rank: of the updates.
+        alpha: the updates are scaled by `alpha / rank`.
+        dropout: share of an update's inputs that is zeroed while training.
+        variant: `lora`: updates of every projection of the attention layers; `lora+`: also input embeddings
+            and norms, in full; `hylora` (the paper's): also every 1-D convolution, in full.
+    """
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 64.0
@@ -62,7 +70,11 @@ class HyLora(Section):
 
 
 class DeepSpeed(Section):
-    """How optimizer state (zero 1), gradients too (2) and weights too (3) are split over the workers."""
+    """How DeepSpeed splits training state over the workers.
+
+    Attributes:
+        zero: 1 splits the optimizer's state, 2 gradients too, 3 weights too.
+    """
 
     zero: Literal[1, 2, 3] = 2
 
@@ -121,6 +133,7 @@ class TrainKeys(StageKeys):
             as much memory per worker as one of that fraction of its length.
         deepspeed: how training state is split over the workers.
         learning_rate: the highest; `schedule` says how it gets there and goes down again.
+        schedule: of the learning rate.
         weight_decay: of matrices; vectors (norms, biases) never decay.
         betas: of AdamW.
         clip: gradients are scaled down to this norm; null leaves them as they are.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
-from pipelines.prepare.shards import Manifest, TokenizerEntry, holdout_folder, write_manifest, write_shard
+from pipelines.prepare.shards import Manifest, TokenizerEntry, split_folder, write_manifest, write_shard
 from pipelines.system.cluster_session import close_ray_session, ray_session
 from se_model import Mamba2HybridConfig, Mamba2HybridForCausalLM
 
@@ -84,7 +84,7 @@ def write_shards() -> Callable[..., np.ndarray]:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of shards with five held-out rows, each one document."""
     folder = tmp_path_factory.mktemp("corpus")
-    _write_shards(Path(holdout_folder(str(folder))), [[LENGTH]] * 5)
+    _write_shards(Path(split_folder(str(folder), "holdout")), [[LENGTH]] * 5)
     return folder
 
 

@@ -25,7 +25,7 @@ from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare import parts
 from pipelines.prepare import run as build
 from pipelines.prepare.run import run
-from pipelines.prepare.shards import ShardReader, holdout_folder, read_manifest
+from pipelines.prepare.shards import ShardReader, read_manifest, split_folder
 from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.system import storage
 from pipelines.system.cluster_session import close_ray_session
@@ -89,7 +89,10 @@ def test_every_token_is_packed_or_accounted_for(
     result = prepare(
         stage(sources=sources, packing=packing, holdout=0.1, rows_per_shard=100), tmp_path / "out"
     )
-    train, held = read_manifest(str(tmp_path / "out")), read_manifest(holdout_folder(str(tmp_path / "out")))
+    train, held = (
+        read_manifest(str(tmp_path / "out")),
+        read_manifest(split_folder(str(tmp_path / "out"), "holdout")),
+    )
     assert (train.rows, held.rows) == (result["rows"], result["holdout_rows"])
     assert len(train.shards) == -(-train.rows // 100) > 3
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
-from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, holdout_folder, write_manifest
+from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, split_folder, write_manifest
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
 from pipelines.records import FINISHED, STARTED
 from pipelines.run.lineage import FileHashes, finished_record, identify, started_record
@@ -100,7 +100,7 @@ def write_scores(folder: str, model: str, recall: Mapping[int, float], perplexit
 
 
 def write_corpus(folder: str, source: str) -> None:
-    for split, place, rows in (("train", folder, 36), ("holdout", holdout_folder(folder), 4)):
+    for split, place, rows in (("train", folder, 36), ("holdout", split_folder(folder, "holdout"), 4)):
         tokens = rows * 2048
         entry = SourceEntry(
             source=source,
