@@ -1,4 +1,4 @@
-"""The `espan` command. What is asked for goes to stdout, what happens on the way to stderr."""
+"""The `espan` command. Results go to stdout, messages and progress to stderr."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SettingsOption = Annotated[
 
 @app.command()
 def run(recipe: RecipeArgument, settings: SettingsOption = None) -> None:
-    """Run a recipe here; skips the stages that are finished and goes on with one that is not."""
+    """Run a recipe here; skips the stages that are finished and resumes an unfinished one."""
     from pipelines.recipe.parse import find_recipe
     from pipelines.recipe.variables import parse_settings
     from pipelines.run.runner import run_recipe
@@ -103,7 +103,7 @@ def report(
     if run_folder.endswith((".yaml", ".yml")):
         workspace = workspace_of(read_recipe(run_folder, parse_settings(settings or [])))
     if not storage.is_folder(workspace):
-        raise EspanError(f"{workspace} is no run's workspace; `espan run` prints it when it starts")
+        raise EspanError(f"{workspace} is not a run's workspace; `espan run` prints it when it starts")
     print(build(workspace))
 
 

@@ -114,7 +114,7 @@ def memory() -> Check:
 def disk(folder: Path) -> Check:
     """Whether there is room for runs."""
     free = free_disk(folder)
-    advice = "" if free >= DISK_WANTED else f"shards and checkpoints want {bytes_text(DISK_WANTED)} or more"
+    advice = "" if free >= DISK_WANTED else f"shards and checkpoints need {bytes_text(DISK_WANTED)} or more"
     return Check("disk", f"{bytes_text(free)} free at {folder}", free < GIB, advice)
 
 
@@ -129,13 +129,13 @@ def shared_memory() -> Check:
 
 
 def temporary_files() -> Check:
-    """Whether Ray can keep its files, and sockets of long names, where it would."""
+    """Whether Ray can keep its files, and sockets with long names, where it would put them."""
     folder, variable = temporary_folder()
     if problem := temporary_folder_problem():
         return Check("tmp", problem, True)
     free = free_disk(folder)
     advice = (
-        "" if free >= GIB else f"Ray's logs and what it moves out of memory want {bytes_text(GIB)} or more"
+        "" if free >= GIB else f"Ray's logs and what it moves out of memory need {bytes_text(GIB)} or more"
     )
     named = folder if variable == folder else f"{folder} ({variable})"
     return Check("tmp", f"{bytes_text(free)} free at {named}", False, advice)
@@ -157,7 +157,7 @@ def proxies() -> Check:
         return Check("proxy", "none")
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "nothing"
     found = f"{' and '.join(named)} set; no_proxy exempts {exempt}"
-    return Check("proxy", found, False, "this machine itself is reached directly all the same")
+    return Check("proxy", found, False, "connections to this machine itself bypass it")
 
 
 def launchers() -> Check:
@@ -165,7 +165,7 @@ def launchers() -> Check:
     found = leftovers()
     if not found:
         return Check("launchers", "no leftovers")
-    return Check("launchers", f"{', '.join(found)} set", False, "runs do as if they were not")
+    return Check("launchers", f"{', '.join(found)} set", False, "runs ignore them")
 
 
 def ray_variables() -> Check:

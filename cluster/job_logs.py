@@ -20,7 +20,7 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 120.0
 """How long a head may be out of reach before following gives up; the job itself goes on."""
 SILENCE_SECONDS = 300.0
-"""A connection this long without output is opened anew: a gateway may have dropped it without a word."""
+"""A connection this long without output is reopened: a gateway may have dropped it silently."""
 
 
 def write_to_stdout(text: str) -> None:

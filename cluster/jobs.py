@@ -185,7 +185,7 @@ def _follow_to_end(client: JobSubmissionClient, job: str) -> None:
 
 
 def _end(details: JobDetails) -> None:
-    """Leaves with the job's exit code, having said why unless it succeeded."""
+    """Exits with the job's exit code, and says why unless it succeeded."""
     code = exit_code(details)
     if code == 0:
         return

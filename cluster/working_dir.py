@@ -93,7 +93,7 @@ def _walk(folder: Path, rules: list[tuple[Path, GitIgnoreSpec]]) -> Iterator[Pat
 
 
 def _ignored(path: Path, is_folder: bool, rules: list[tuple[Path, GitIgnoreSpec]]) -> bool:
-    """As git decides it: the deepest ignore file with an opinion on `path` is heard."""
+    """As git decides it: the deepest ignore file with a rule for `path` decides."""
     for root, spec in reversed(rules):
         relative = path.relative_to(root).as_posix() + ("/" if is_folder else "")
         opinion = spec.check_file(relative).include

@@ -28,7 +28,7 @@ class CheckContext:
 
     Attributes:
         earlier: every stage before this one, by name.
-        planning: the recipe is planned here, and may be meant to run elsewhere.
+        planning: the recipe is only planned here and may run elsewhere.
         state: what lies in `output` when a plan is made: `new`, `unfinished` or `finished` work of exactly
             this stage, or `changed`, that of another.
     """
@@ -43,7 +43,7 @@ class CheckContext:
 
     @property
     def finished(self) -> bool:
-        """Says whether nothing is left to do, so that nothing needs to be known of models for a plan."""
+        """Says whether nothing is left to do, so that a plan needs to know nothing about models."""
         return self.state == "finished"
 
     def require_stage_or_path(self, key: str, value: str, *, kinds: tuple[str, ...]) -> EarlierStage | None:
@@ -91,7 +91,7 @@ class Context:
         inputs: finished stages by name, those that `StageKeys.references` named.
         workspace: the run's folder.
         recipe: the whole recipe as data, variables filled in and defaults spelt out.
-        progress: where to report how far the work is.
+        progress: where to report progress.
     """
 
     name: str

@@ -23,7 +23,7 @@ class WorkspaceBusyError(EspanError):
 
 
 class InterruptedRunError(EspanError):
-    """The run was asked to stop by a signal; `signal_number` says by which."""
+    """A signal asked the run to stop; `signal_number` says which."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

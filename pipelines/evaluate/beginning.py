@@ -1,4 +1,4 @@
-"""How the texts begin that a model is scored on: with the token that it was trained to see there, or none."""
+"""How the texts begin on which a model is scored: with the token it saw there in training, or with none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Beginning:
 
 
 def agreed(choice: BosChoice, model: str, own: Beginning | None, data: Beginning | None) -> Beginning | None:
-    """Returns how prompts and windows begin; None where nothing says it, which means with no token.
+    """Returns how prompts and windows begin; None if nothing says so, which means without a token.
 
     Args:
         choice: the key `bos`.
@@ -51,7 +51,7 @@ def agreed(choice: BosChoice, model: str, own: Beginning | None, data: Beginning
         data: of the documents to score; None if there are none.
 
     Raises:
-        EspanError: the two differ, and `choice` leaves it to them; or there is no token of the kind.
+        EspanError: the two differ and `choice` does not decide, or the tokenizer has no such token.
     """
     known = own or data
     if known is None:
@@ -65,14 +65,14 @@ def agreed(choice: BosChoice, model: str, own: Beginning | None, data: Beginning
             places.reverse()
         token = token_of(with_token.tokenizer, with_token.bos)
         raise EspanError(
-            f"texts begin with {token} {places[0]}, and not {places[1]}; set bos to true or false, as the "
+            f"texts begin with {token} {places[0]}, but not {places[1]}; set bos to true or false, as the "
             "model was trained"
         )
     return known
 
 
 def planned(keys: EvaluateKeys, context: CheckContext) -> Beginning | None:
-    """Returns how texts will begin, as far as it can be told before anything runs.
+    """Returns how texts will begin, as far as this is known before anything runs.
 
     Raises:
         InvalidKeyError: as `agreed`.

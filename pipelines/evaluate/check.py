@@ -81,7 +81,7 @@ def reservation(keys: EvaluateKeys, capacity: Capacity) -> Reservation:
     """Returns what each worker reserves where there is `capacity`; how many there are is for later.
 
     Raises:
-        EspanError: nobody tells whether there are GPUs.
+        EspanError: it is unknown whether there are GPUs.
     """
     return reserve(None, keys.resources.cpus, keys.resources.gpus, capacity)
 

@@ -112,7 +112,7 @@ def score_units(
         NoBfloat16Error: bf16 was chosen without knowing the GPUs' type, and one does not have it.
         EspanError: a worker failed, with its message.
     """
-    # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
+    # "DEFAULT": inside a trial of Ray Tune, tasks would otherwise have to fit into what the trial reserved.
     task = ray.remote(_score_share).options(
         num_cpus=scorer.cpus,
         num_gpus=scorer.gpus,

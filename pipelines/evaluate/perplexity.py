@@ -49,7 +49,7 @@ def _reader(source: WindowSource) -> ShardReader:
 
 
 def find_windows(shards: str, *, longest: int, windows: int) -> WindowSource:
-    """Finds the first `windows` documents of at least `longest` tokens; fewer where there are not so many.
+    """Finds the first `windows` documents of at least `longest` tokens; fewer if there are not that many.
 
     Raises:
         EspanError: no document is that long.

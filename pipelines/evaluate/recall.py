@@ -1,9 +1,9 @@
-"""Recall: whether the model gives the answers that only what stands far back in the prompt can tell.
+"""Recall: whether the model gives answers that can only be found far back in the prompt.
 
 Scored without generating. The whole prompt, its right answers included, goes through the model once. An
 answer counts when the model's first choice is right at each of its tokens: for a prompt with one answer that
 is "greedy decoding writes the answer". Of several, a later one is read after the *right* earlier ones, so
-that one mistake does not drag the others along.
+that one mistake does not cause others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The work of an evaluation, cut into units, and who does which: arithmetic only.
+"""Cuts an evaluation into units and assigns them to workers: arithmetic only.
 
 A unit is a batch of rows of one length. Which rows make a unit depends on the recipe alone, never on the
 number of workers, so that every row goes through the same arithmetic and the scores are the same to the last

@@ -122,8 +122,8 @@ def _beginning(token: str | None) -> str:
     if not token:
         return "\n\nTexts begin without a beginning-of-sequence token, and `tokenizer(text)` adds none."
     return (
-        f"\n\nTexts begin with `{token}`, and `tokenizer(text)` puts it there. Where tokens are made in "
-        "another way, see that each text begins with it once."
+        f"\n\nTexts begin with `{token}`, and `tokenizer(text)` puts it there. If you make tokens in "
+        "another way, make sure that each text begins with it once."
     )
 
 

@@ -122,7 +122,7 @@ def _beginning(folder: Path) -> str:
 
 
 def _name_base(path: Path, base: str) -> None:
-    """Lets the adapter name its base as the recipe did, not by the place where it lay when it trained."""
+    """Makes the adapter name its base as the recipe did, not by its path during training."""
     configuration = json.loads(path.read_text(encoding="utf-8"))
     name, revision = base, None
     if not is_place(base) and "@" in base:

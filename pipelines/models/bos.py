@@ -1,7 +1,7 @@
-"""The token that begins a text (BOS): which one there is, and tokenizers that put it there by themselves.
+"""The token that begins a text (BOS): which one it is, and whether a tokenizer adds it by default.
 
-A model that was trained with one is fitted, scored and served with it, and one that was not without it. What
-a tokenizer does by itself is what `tokenizer(text)` does, that is, its post-processor.
+A model trained with one is fine-tuned, scored and served with it; any other model, without it. The default of
+a tokenizer is what `tokenizer(text)` does, that is, its post-processor.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Choice = Literal["auto"] | bool
-# Left out of records where it says nothing, so that what was made before there was such a key stays finished.
+# Left out of records at its default, so that stages finished before this key existed stay finished.
 BosKey = Annotated[Choice, Field(exclude_if=lambda choice: choice == "auto")]
 
 
 def own_bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """Returns the one token that the tokenizer by itself puts before a text, or None."""
+    """Returns the single token that the tokenizer puts before a text by default, or None."""
     before, _ = _added(tokenizer)
     return before[0] if len(before) == 1 else None
 
@@ -39,7 +39,7 @@ def chosen_bos(tokenizer: PreTrainedTokenizerFast, choice: Choice, reference: st
 
     Args:
         tokenizer: of the texts.
-        choice: `auto`: what the tokenizer does by itself; true: its BOS token; false: none.
+        choice: `auto`: the tokenizer's default; true: its BOS token; false: none.
         reference: what the recipe calls the tokenizer.
 
     Raises:
@@ -51,7 +51,7 @@ def chosen_bos(tokenizer: PreTrainedTokenizerFast, choice: Choice, reference: st
     if choice == "auto" and len(before) > 1:
         tokens = " ".join(tokenizer.convert_ids_to_tokens(before))
         raise EspanError(
-            f"tokenizer '{reference}' begins a text with {len(before)} tokens ({tokens}), and one at most "
+            f"tokenizer '{reference}' begins a text with {len(before)} tokens ({tokens}), but at most one "
             "can be used; set bos to true or false"
         )
     if len(before) == 1:
@@ -70,7 +70,7 @@ def chosen_bos(tokenizer: PreTrainedTokenizerFast, choice: Choice, reference: st
 def begin_with(tokenizer: PreTrainedTokenizerFast, bos: int | None) -> PreTrainedTokenizerFast:
     """Lets `tokenizer(text)` begin texts with `bos`, or with nothing, from now on; returns the tokenizer.
 
-    It is saved and loaded with that, by transformers' Auto classes too. What it puts behind a text stays.
+    Saving and loading keep this, with transformers' Auto classes too. Tokens added after a text stay.
     """
     before, after = _added(tokenizer)
     if before == ([] if bos is None else [bos]):
@@ -96,7 +96,7 @@ def without_bos(tokenizer: PreTrainedTokenizerFast, definition: dict[str, Any]) 
 
 def bos_text(tokenizer: PreTrainedTokenizerFast, bos: int | None, choice: Choice) -> str | None:
     """Says how texts begin and why, for `espan plan`; None for a tokenizer that knows no BOS token."""
-    why = "as the tokenizer does by itself" if choice == "auto" else f"bos: {str(choice).lower()}"
+    why = "as the tokenizer does by default" if choice == "auto" else f"bos: {str(choice).lower()}"
     if bos is not None:
         return f"with {tokenizer.convert_ids_to_tokens(bos)} ({why})"
     known = own_bos(tokenizer) if choice is False else declared_bos(tokenizer)
@@ -119,7 +119,7 @@ def _added(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
 def _post_processor(tokenizer: PreTrainedTokenizerFast, bos: int | None, after: list[int]) -> PostProcessor:
     """Returns a post-processor that adds `bos` before a text and `after` behind it.
 
-    It is put together as transformers puts its own together, and offsets stay as they were.
+    It is built the way transformers builds its own, and offsets do not change.
     """
     from tokenizers import processors
 

@@ -1,4 +1,4 @@
-"""The configuration in a local model folder, as a transformers object, and what is remembered of it."""
+"""The configuration in a local model folder, as a transformers object, and what is cached about it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Described:
 
     @classmethod
     def of(cls, configuration: PreTrainedConfig) -> Described:
-        """Returns the model of a configuration that code made; nothing is remembered of it."""
+        """Returns the model of a configuration made in code; nothing about it is cached."""
         return cls(configuration.model_type, None, lambda: configuration, lambda: None)
 
     def remembered(self, what: str, keys: Any, ask: Callable[[PreTrainedConfig], Any]) -> Any:
@@ -84,9 +84,9 @@ class Described:
 def read_configuration(folder: Path) -> PreTrainedConfig:
     """Returns what `folder/config.json` says of a model, for `from_pretrained(folder, config=...)`.
 
-    Wishes for an implementation of attention or of mixtures of experts are left out: the package that they
+    Requests for an implementation of attention or of mixtures of experts are dropped: the package that they
     name may not be installed here, and the attention is replaced anyway. transformers then chooses itself,
-    `sdpa` where the architecture has it. So is a wish for a type of weights, which whoever loads them
+    `sdpa` where the architecture has it. So is a request for a type of weights, which the caller
     chooses; some files hold words that torch does not know (`auto`, `torch.bfloat16`).
 
     Raises:

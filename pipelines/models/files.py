@@ -45,7 +45,7 @@ def local_folder(reference: str) -> Path:
     What is remote is downloaded once for all processes of a machine.
 
     Raises:
-        EspanError: it is not to be had, or a downloaded file is broken.
+        EspanError: it cannot be obtained, or a downloaded file is broken.
     """
     if is_builtin(reference):
         return builtin.builtin(reference)
@@ -68,7 +68,7 @@ def configuration_folder(reference: str) -> Path | None:
     Nothing else is downloaded for it.
 
     Raises:
-        EspanError: the model is not to be had.
+        EspanError: the model cannot be obtained.
     """
     if is_builtin(reference):
         return builtin.builtin(reference)
@@ -103,7 +103,7 @@ def read_json(reference: str, name: str) -> Any:
     """Returns the content of a small JSON file of a model: in a folder, an object store or on the hub.
 
     Raises:
-        EspanError: it is not to be had, or no JSON object; the message names the file.
+        EspanError: it cannot be obtained, or no JSON object; the message names the file.
     """
     folder = reference if is_place(reference) else str(hub.fetch(reference, [name]))
     return ModelFiles.of(folder).json_object(name)
@@ -113,7 +113,7 @@ def holds_adapter_only(reference: str) -> bool:
     """Says whether a hub name is an adapter.
 
     Raises:
-        EspanError: the name is not to be had.
+        EspanError: the name cannot be obtained.
     """
     names = hub.cached_files(reference)
     if CONFIGURATIONS.isdisjoint(names):
@@ -122,10 +122,10 @@ def holds_adapter_only(reference: str) -> bool:
 
 
 def hub_tokenizer_files(reference: str) -> list[str]:
-    """Returns the files of the tokenizer that a hub name brings; none where it has none.
+    """Returns the tokenizer files that come with a hub name; empty if there are none.
 
     Raises:
-        EspanError: the name is not to be had.
+        EspanError: the name cannot be obtained.
     """
     names = hub.cached_files(reference)
     if "tokenizer.json" not in names:
@@ -134,7 +134,7 @@ def hub_tokenizer_files(reference: str) -> list[str]:
 
 
 def _hub_files(reference: str) -> list[str]:
-    """Returns the files that are read of a hub name; the hub is asked only where the cache is not whole."""
+    """Returns the files of a hub name that are read; asks the hub only if the cache is incomplete."""
     names = hub.cached_files(reference)
     weights = weights_in(names, lambda name: read_json(reference, name))
     if not weights or CONFIGURATIONS.isdisjoint(names):

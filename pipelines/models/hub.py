@@ -1,4 +1,4 @@
-"""The model hub: names, the commits they stand for, and what of them is on this machine.
+"""The model hub: names, the commits they stand for, and which of their files are on this machine.
 
 A reference is `name` or `owner/name`, with `@revision` where a branch, a tag or a commit is meant. The commit
 is looked up in the local cache first and on the hub only where the cache does not know it, and then written
@@ -67,7 +67,7 @@ def files(reference: str) -> frozenset[str]:
     try:
         return _ask_files(name, commit)
     except EspanError:
-        # A proxy that answers for the hub, or a token that has run out, takes nothing away that is here.
+        # A proxy that answers for the hub, or an expired token, does not invalidate what is already here.
         if cached:
             return cached
         raise
@@ -93,7 +93,7 @@ def fetch(reference: str, wanted: Iterable[str]) -> Path:
     Processes that want the same file at once download it once: the hub's library locks each.
 
     Raises:
-        EspanError: they are not to be had; the message says which of them are missing here.
+        EspanError: they cannot be obtained; the message says which are missing here.
     """
     name, commit = split_reference(pinned(reference))
     absent = missing(reference, wanted)
@@ -123,9 +123,9 @@ def require_answer(reference: str, wanted: Iterable[str]) -> None:
         return
     name, commit = split_reference(pinned(reference))
     raise EspanError(
-        f"{name} (commit {commit[:12]}) is not whole on this machine: {where(reference)} lacks "
+        f"{name} (commit {commit[:12]}) is incomplete on this machine: {where(reference)} lacks "
         f"{_listed(missing(reference, wanted))}, and the model hub cannot be reached from here; finish the "
-        "download where it can"
+        "download where it can be reached"
     )
 
 
@@ -140,7 +140,7 @@ def where(reference: str) -> str:
 def hub_answers(timeout_seconds: float = 5.0) -> bool:
     """Says whether the model hub can be reached; without it transformers retries for most of a minute.
 
-    What was found holds for a minute, so that a recipe of many stages does not wait for each.
+    The answer is kept for a minute, so that a recipe of many stages does not wait for each one.
     """
     from huggingface_hub import constants
 

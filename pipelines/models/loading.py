@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Opened:
-    """A model of which only shapes and types are in memory, and where its weights are.
+    """A model with only its shapes and types in memory, and where its weights are.
 
     Attributes:
         model: its parameters are on the `meta` device.
@@ -96,7 +96,7 @@ def open_adapted(source: ModelSource, dtype: torch.dtype) -> Opened:
     """Opens the model that `source` names, its adapter around it if it has one, as peft would load the two.
 
     Raises:
-        NotTensorByTensor: the adapter is of a kind whose tensors are not known here by their names.
+        NotTensorByTensor: the adapter is of a kind whose tensor names are not known here.
         EspanError: as `open_base`.
     """
     opened = open_base(source, dtype)

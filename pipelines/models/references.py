@@ -5,7 +5,7 @@ A train stage leaves `model.json` behind, which says what its model is made of:
 
     {"format": "espan-model/1", "base": "builtin:tiny", "adapter": "./model", "tokenizer": "./model"}
 
-Places that start with a dot count from the file's folder, so that a workspace can be moved as a whole.
+Paths that start with a dot are relative to the file's folder, so that a workspace can be moved as a whole.
 `adapter` is null for a model that was trained in full.
 """
 
@@ -93,7 +93,7 @@ def resolve_model(reference: str, inputs: Mapping[str, StageOutput]) -> ModelSou
 
 
 def write_model_file(folder: str, source: ModelSource) -> None:
-    """Writes `model.json` below `folder`, last, when what it speaks of is in place."""
+    """Writes `model.json` below `folder`, last, once everything it names is in place."""
     content = {
         "format": FORMAT,
         "base": source.base,
@@ -104,7 +104,7 @@ def write_model_file(folder: str, source: ModelSource) -> None:
 
 
 def check_model(key: str, reference: str, context: CheckContext) -> None:
-    """Looks whether a model is to be had, without loading it.
+    """Checks that a model can be obtained, without loading it.
 
     Raises:
         InvalidKeyError: it is no earlier train stage, nothing that ships, no folder with a model, and no name
@@ -126,7 +126,7 @@ def check_model(key: str, reference: str, context: CheckContext) -> None:
         trained = [name for name, stage in context.earlier.items() if stage.kind == "train"]
         raise InvalidKeyError(
             key,
-            f"'{reference}' is no earlier train stage and no folder, and {error}",
+            f"'{reference}' is neither an earlier train stage nor a folder, and {error}",
             nearest(reference, trained),
         ) from error
     _check_source(key, reference)
@@ -187,7 +187,7 @@ def _base_of_adapter(reference: str) -> ModelSource:
     file = storage.join(reference, ADAPTER_CONFIG_FILE)
     kind, base = configuration.get("peft_type"), configuration.get("base_model_name_or_path")
     if kind != "LORA":
-        raise EspanError(f"{file}: an adapter of kind {kind}; only LORA is served")
+        raise EspanError(f"{file}: an adapter of kind {kind}; only LORA is supported")
     if not isinstance(base, str) or not base.strip():
         raise EspanError(
             f"{file}: the adapter names no base model; give its folder or hub name in base_model_name_or_path"
@@ -204,7 +204,7 @@ def _base_of_adapter(reference: str) -> ModelSource:
     try:
         source = resolve_model(base, {})
     except EspanError as error:
-        raise EspanError(f"{file}: the base model {base} is not to be had: {error}") from error
+        raise EspanError(f"{file}: the base model {base} cannot be obtained: {error}") from error
     if source.adapter is not None:
         raise EspanError(_adapts_an_adapter(file, base))
     return source
@@ -221,7 +221,7 @@ def _read_model_file(folder: str) -> ModelSource:
         raise EspanError(f"{path}: not of format {FORMAT}")
     for key in ("base", "adapter", "tokenizer"):
         if not isinstance(content.get(key), str | None):
-            raise EspanError(f"{path}: {key} is no place, but {content[key]!r}")
+            raise EspanError(f"{path}: {key} must be a path, not {content[key]!r}")
     base, adapter, tokenizer = (_beside(folder, content.get(key)) for key in ("base", "adapter", "tokenizer"))
     base, tokenizer = base and MODEL.absolute(base, ()), tokenizer and TOKENIZER.absolute(tokenizer, ())
     if base is None:

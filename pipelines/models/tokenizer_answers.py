@@ -1,4 +1,4 @@
-"""What tokenizers say of themselves, remembered: loading one takes transformers, and large ones take long."""
+"""Cached facts about tokenizers: loading one takes transformers, and large ones take long."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def identity_of(reference: str) -> tuple[str, int, int | None]:
 
 
 def check_remembered(reference: str) -> None:
-    """Looks as `check_tokenizer`, unless these very files were found to be sound before.
+    """Does what `check_tokenizer` does, unless these very files have passed before.
 
     Raises:
         EspanError: as `check_tokenizer`.
@@ -99,7 +99,7 @@ def _load(reference: str, contents: Any) -> PreTrainedTokenizerFast:
 
 
 def _contents(place: Path) -> list[Any] | None:
-    """Returns what decides what `load_tokenizer` makes of a place; None where that is not clear.
+    """Returns everything that determines what `load_tokenizer` returns; None if that is unclear.
 
     transformers may look at any file beside tokenizer.json, so all of them count, but for weights.
     """

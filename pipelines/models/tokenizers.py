@@ -31,7 +31,7 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
         reference: `builtin:tiny`; a `tokenizer.json`; a folder that holds one (a path or an fsspec URL); or
             a name on the model hub, `owner/name` or `owner/name@revision`. A bare `tokenizer.json` does not
             say which token ends a document: it is guessed by its name. `add_bos_token: true` in a
-            `tokenizer_config.json` counts, which transformers 5 passes over beside a `tokenizer.json`.
+            `tokenizer_config.json` counts, which transformers 5 ignores beside a `tokenizer.json`.
 
     Raises:
         EspanError: nothing is there, it cannot be read, or it has no fast form.
@@ -79,7 +79,7 @@ def local_tokenizer(reference: str) -> Path:
         if files:
             return hub.fetch(reference, files)
     except EspanError as error:
-        raise EspanError(f"tokenizer '{reference}' is no file and no folder, and {error}") from error
+        raise EspanError(f"tokenizer '{reference}' is neither a file nor a folder, and {error}") from error
     raise EspanError(f"tokenizer '{reference}': the hub's model of that name has no tokenizer; name another")
 
 
@@ -101,7 +101,7 @@ def pinned(reference: str) -> str:
 
 
 def check_tokenizer(reference: str) -> None:
-    """Looks whether `load_tokenizer` has something to load; quick where the tokenizer lies on this machine.
+    """Checks that `load_tokenizer` has something to load; quick if the tokenizer is on this machine.
 
     Raises:
         EspanError: nothing is there, or it is no tokenizer.

@@ -1,4 +1,4 @@
-"""What is wrong with a model's files, found from their first and last bytes: cheap at any size.
+"""Finds what is wrong with a model's files from their first and last bytes: cheap at any size.
 
 Local folders and object stores are read alike; of a weight file only its header, or its table of contents.
 """
@@ -42,7 +42,7 @@ _WEIGHTS = (
 )
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1 << 16
-_LARGEST_HEADER = 100_000_000  # safetensors reads no longer one
+_LARGEST_HEADER = 100_000_000  # the longest header that safetensors reads
 _LARGEST_PARSED = 1 << 24  # bytes of a JSON file; larger ones are vocabularies
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
@@ -61,7 +61,7 @@ class ModelFiles:
 
     @classmethod
     def of(cls, folder: str) -> ModelFiles:
-        """Looks what lies in `folder`.
+        """Lists what lies in `folder`.
 
         Raises:
             EspanError: there is no such folder.
@@ -141,7 +141,7 @@ def weights_in(names: Collection[str], read_json: Callable[[str], Mapping[str, A
         read_json: returns the content of one of them.
 
     Raises:
-        EspanError: an index is none.
+        EspanError: an index is not valid.
     """
     if holds_adapter(names):
         return [name for name in _ADAPTER_WEIGHTS if name in names][:1]
@@ -238,7 +238,7 @@ def _check_safetensors(files: ModelFiles, name: str) -> None:
     head = files.read(name, 0, _HEAD_BYTES)
     length = int.from_bytes(head[:8], "little")
     if size < 8 or length > _LARGEST_HEADER:
-        raise files.error(name, "is no safetensors file: it does not begin with a header; fetch it again")
+        raise files.error(name, "is not a safetensors file: it does not begin with a header; fetch it again")
     if 8 + length > size:
         raise files.error(
             name, f"is cut short: it has {size:,} bytes, its header alone {8 + length:,}; fetch it again"
@@ -250,13 +250,13 @@ def _check_safetensors(files: ModelFiles, name: str) -> None:
         spans = sorted(_span(entry) for tensor, entry in header.items() if tensor != "__metadata__")
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise files.error(
-            name, "is no safetensors file: its header is not one of tensors; fetch it again"
+            name, "is not a safetensors file: its header is not one of tensors; fetch it again"
         ) from error
     expected = 8 + length + (spans[-1][1] if spans else 0)
     if size < expected:
         raise files.error(
             name,
-            f"is cut short: it has {size:,} of the {expected:,} bytes its header speaks of; fetch it again",
+            f"is cut short: it has {size:,} of the {expected:,} bytes its header promises; fetch it again",
         )
     gapless = all(before[1] == after[0] for before, after in zip([(0, 0), *spans], spans, strict=False))
     if size > expected or not gapless:
@@ -282,11 +282,11 @@ def _check_torch_file(files: ModelFiles, name: str) -> None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return
     if head != b"PK\x03\x04":
-        raise files.error(name, "is no file of torch.save, neither archive nor pickle; fetch it again")
+        raise files.error(name, "is not a torch.save file, neither archive nor pickle; fetch it again")
     try:
         with files.open(name) as opened, zipfile.ZipFile(opened) as archive:
             members = archive.namelist()
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise files.error(name, "is cut short: its table of contents is missing; fetch it again") from error
     if not any(member.endswith("/data.pkl") or member == "data.pkl" for member in members):
-        raise files.error(name, "is an archive, but none of torch.save; fetch it again")
+        raise files.error(name, "is an archive, but not one of torch.save; fetch it again")

@@ -149,7 +149,7 @@ def _fitted(
     count: Callable[[Sentence], int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[Sentence], RunningTokens]:
-    """Adds or takes away filler until the sentences have `length` tokens, or more in filler at the front.
+    """Adds or removes filler until the sentences have `length` tokens, or a surplus of filler at the front.
 
     Where a tokenizer has tokens that reach over the end of a sentence, a text has not as many tokens as its
     sentences have one by one. Others, which is nearly all, leave the sentences as they are.

@@ -1,6 +1,6 @@
-"""Text as the tokens it has in the midst of a longer text, and which of them hold given characters.
+"""Text as the tokens it has in the middle of a longer text, and which of them hold given characters.
 
-Tokenizers treat the beginning of a text in ways of their own: SentencePiece's kind puts a mark there that
+Tokenizers treat the beginning of a text specially: those of SentencePiece's kind put a mark there that
 running text has only where a blank stands. So nothing is encoded in parts that are then put together: a text
 is encoded once, behind a lead-in whose tokens are dropped, and answers are found in it by their characters.
 """
@@ -47,7 +47,7 @@ class RunningTokens:
 
 
 def running_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> RunningTokens:
-    """Returns the tokens of `text`, encoded once, as they are behind a blank in the midst of a text.
+    """Returns the tokens of `text`, encoded once, as they are behind a blank in the middle of a text.
 
     Tokens that a blank before `text` has by itself are among them. Time and memory are linear in the text.
     """
@@ -66,5 +66,5 @@ def running_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> RunningToke
 
 
 def token_count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Returns how many tokens `text` has behind a blank in the midst of a text."""
+    """Returns how many tokens `text` has behind a blank in the middle of a text."""
     return len(running_tokens(tokenizer, text).input_ids)

@@ -112,7 +112,7 @@ def _tokens(keys: PrepareKeys, text_bytes: int) -> int:
 
 
 def _worker_memory(keys: PrepareKeys) -> int:
-    """Returns the bytes a worker takes to tokenise, and to hold a shard thrice while it writes it."""
+    """Returns the bytes a worker needs to tokenise, and to hold a shard three times while writing it."""
     return _WORKER_MEMORY + 3 * keys.shard_rows * keys.sequence_length * _TOKEN_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Documents in a column of a Parquet file: every type of Arrow's that holds text, as bytes, one at a time."""
+"""Documents in a column of a Parquet file: every Arrow type that holds text, as bytes, one at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_column(schema: pa.Schema, name: str, file: str) -> None:
 def contents(column: pa.Array) -> Iterator[bytes | None]:
     """Yields what each row of a column that holds text has, as bytes; None for null.
 
-    Bytes, because not every writer checks its UTF-8: so what is wrong is met one document at a time.
+    Bytes, because not every writer checks its UTF-8; invalid text then shows up one document at a time.
     """
     column = _plain(column)
     if pa.types.is_null(column.type):
@@ -55,7 +55,7 @@ def _holds_text(kind: Any) -> bool:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Takes off what lies around the text: extension types, dictionaries, runs; in whatever order."""
+    """Strips whatever wraps the text (extension types, dictionaries, runs), in any order."""
     while True:
         if isinstance(column, pa.ExtensionArray):
             column = column.storage

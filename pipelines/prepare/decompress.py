@@ -1,4 +1,4 @@
-"""Takes compression off a stream; which, its first bytes say and not the file's name.
+"""Decompresses a stream; its first bytes say how it is compressed, not the file's name.
 
 Names lie: servers unpack what they send as `.gz`, and scripts forget the ending. Whatever a file holds comes
 out in blocks, so memory is that of a block and of the decompressor's window, which for zstd the file decides.
@@ -95,7 +95,7 @@ _MEMBERS: tuple[tuple[Callable[[bytes], bool], Callable[[], Any]], ...] = (
 
 
 def _member_blocks(stream: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
-    # Not bz2's and lzma's files, which end without a word at what they cannot read after the first member.
+    # Not bz2's and lzma's own files, which silently stop at anything unreadable after the first member.
     content = b""
     while content := content or stream.read(_BLOCK):
         content = content.lstrip(b"\0")  # xz files may be padded
@@ -112,7 +112,7 @@ def _member_blocks(stream: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
 
 
 def _zstd_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    # Not zstandard's stream_reader, which takes a file that is cut short for one that ends.
+    # Not zstandard's stream_reader, which takes a truncated file for a complete one.
     context = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
     frame = None
     content = b""

@@ -1,4 +1,4 @@
-"""Which files are read as what: by the end of a name, whatever its case."""
+"""How files are read: by the ending of their names, ignoring case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
 
 def kind_of(file: str) -> Kind | None:
-    """Returns what a file is read as; None where its ending says nothing."""
+    """Returns how a file is read; None if its ending is unknown."""
     name = file.casefold()
     stem = next((name.removesuffix(each) for each in COMPRESSIONS if name.endswith(each)), name)
     kind = next((kind for ending, kind in KINDS.items() if stem.endswith(ending)), None)

@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.recipe.keys.common import Packing
 
 POOL_PIECES = 4096
-"""How many pieces wait for a row: with more, fewer documents are cut, and the corpus' order is kept less."""
+"""How many pieces wait for a row: more means fewer cut documents, but a looser order of the corpus."""
 
 
 class Segment(NamedTuple):
@@ -34,7 +34,7 @@ RowPlan = list[Segment]
 def held_out(lengths: np.ndarray, fraction: float, seed: int, source: int) -> np.ndarray:
     """Chooses whole documents of one source to hold out: bool [documents].
 
-    Documents are gone through in an order that depends on `seed`; each is held out if that brings the
+    Documents are visited in an order that depends on `seed`; each is held out if that brings the
     held-out tokens nearer to `fraction` of all. When no document does (they are few and long), the shortest
     is taken, unless it is the only one.
 
@@ -102,7 +102,7 @@ def pack(
     what is left of it, like every shorter document, waits as a *piece*. A row begins with the piece that
     waited longest and takes, again and again, the longest piece that still fits. The gap that is left takes
     the beginning of a piece that is cut for it: the one cut last if it still waits, otherwise the shortest.
-    Its rest waits on. So few documents are cut: one that was is cut again before another is.
+    Its rest keeps waiting. So few documents are cut: one already cut is cut again before any other.
     """
     if packing == "concatenate":
         return _concatenated(documents, lengths, sequence_length)
@@ -147,13 +147,13 @@ class _Pool:
         self._age = 0
         self._by_age: OrderedDict[int, Segment] = OrderedDict()
         self._by_length: list[tuple[int, int]] = []  # (length, age), sorted
-        self._cut_last = 0  # no piece's age
+        self._cut_last = 0  # not the age of any piece
 
     def __len__(self) -> int:
         return len(self._by_age)
 
     def add(self, piece: Segment) -> int:
-        """Lets `piece` wait, and returns its age."""
+        """Adds a piece to the pool and returns its age."""
         self._age += 1
         self._by_age[self._age] = piece
         insort(self._by_length, (piece.length, self._age))

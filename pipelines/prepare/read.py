@@ -100,7 +100,7 @@ def read_part(source: PathSource | NeedlesSource, part: CorpusPart, seed: int) -
     """Yields the documents of `part` in order; `seed` is for generated ones.
 
     Raises:
-        EspanError: a file is missing, corrupt or of another shape than its ending says.
+        EspanError: a file is missing, corrupt, or not in the format that its ending says.
     """
     if isinstance(source, NeedlesSource):
         for index in range(part.start, part.stop or 0):
@@ -181,7 +181,7 @@ def _line_documents(source: PathSource, file: str, part: CorpusPart) -> Iterator
             continue
         found = _document_or_reject(lambda: _json_document(source, line, exact), file, number)  # noqa: B023
         if isinstance(found, Reject):
-            if lines_before is None:  # only a rejected line needs to know its number
+            if lines_before is None:  # only a rejected line needs its number
                 before = CorpusPart(part.source, part.files, 0, part.start)
                 lines_before = sum(1 for _ in _lines(source, file, before)) if part.start else 0
             found = found._replace(record=lines_before + number)

@@ -24,7 +24,7 @@ def field_of(record_text: str, field: str) -> str:
         UnusableError: it is not JSON, nested too deeply, or has no such field or no text in it.
     """
     try:
-        # Numbers are not looked at: one of more than 4,300 digits is fine in another field.
+        # Numbers are not parsed: one of more than 4,300 digits is fine in another field.
         record = json.loads(record_text, parse_int=_some_number)
     except RecursionError:
         raise UnusableError("nested too deeply to be read") from None
@@ -42,7 +42,7 @@ def field_of(record_text: str, field: str) -> str:
 
 
 def kind(value: Any) -> str:
-    """Says of what type a value is that should have been text."""
+    """Describes the type of a value that should have been text."""
     return "null" if value is None else f"of type {type(value).__name__}"
 
 
@@ -85,7 +85,7 @@ def decoded(blocks: Iterable[bytes], exact: str) -> Iterator[str]:
 def values(texts: Iterable[str]) -> Iterator[str | None]:
     """Yields the JSON text of each element of the arrays in a file, and of each object outside of one.
 
-    `texts` is the file in pieces, wherever cut. Nothing is parsed here: what is wrong in one element leaves
+    `texts` is the file in arbitrary pieces. Nothing is parsed here: an error in one element leaves
     the others alone, and depth costs nothing. None stands for an element that is too long.
 
     Raises:

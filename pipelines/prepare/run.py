@@ -43,9 +43,9 @@ from pipelines.system import storage
 from pipelines.system.storage import file_size
 
 REJECTS = "rejects.jsonl"
-_PARTS = 1024  # aimed at, for a corpus large enough
+_PARTS = 1024  # the target number, for a corpus large enough
 _SMALLEST_PART, _LARGEST_PART = 1 << 20, 256 << 20  # bytes
-_VERSION = 1  # of what the files of unfinished work mean; raise it and old ones are made again
+_VERSION = 1  # of the format of unfinished work; raise it to have old files made again
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _result(job: _Job) -> dict[str, Any]:
 
 
 def _source_seed(job: _Job, source: int) -> int:
-    """Returns a seed of its own for each source of each stage, so that generated documents never repeat."""
+    """Returns a separate seed for each source of each stage, so that generated documents never repeat."""
     return int(_hash([job.context.seed, job.context.name, source])[:15], 16)
 
 

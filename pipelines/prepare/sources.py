@@ -12,7 +12,7 @@ from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.system.listing import Listing, PassedOver, list_files
 from pipelines.system.streams import first_bytes
 
-_NAMED = 5  # of what is passed over
+_NAMED = 5  # how many of those passed over are named
 UNKNOWN_ENDING = "its ending is not known"
 
 
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 
 def zstd_heads(files: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yields the files that are named as zstd's, and the first bytes of each."""
+    """Yields the files that are named as zstd files, and the first bytes of each."""
     return first_bytes([file for file in files if file.casefold().endswith(".zst")], HEAD_BYTES)
 
 

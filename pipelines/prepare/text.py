@@ -131,7 +131,7 @@ def cut_lines(blocks: Iterable[bytes], end: bytes) -> Iterator[tuple[bytes | Non
 
 
 class _Line:
-    """A line that grows by what each block holds of it."""
+    """A line, collected block by block."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -116,7 +116,7 @@ def _continued(tokenizer: Tokenizer, lead: str, stretch: str) -> np.ndarray:
     )
     if np.array_equal(together[: len(alone)], alone):
         return together[len(alone) :]
-    # A token reaches over the border, so the lead's tokens cannot be told from the stretch's.
+    # A token spans the border, so the lead's tokens cannot be separated from the stretch's.
     return _tokens(tokenizer.encode_batch_fast([stretch], add_special_tokens=False)[0])
 
 

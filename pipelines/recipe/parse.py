@@ -1,6 +1,6 @@
 """The recipe language: one YAML file that names a run, its workspace, its seed and its stages in order.
 
-Relative paths in a recipe count from the folder where the command runs, as they do in every other argument;
+Relative paths in a recipe start from the folder where the command runs, as in every other argument;
 `~` is the home folder there. Reading a recipe makes them absolute, so they mean the same in every process.
 """
 
@@ -23,7 +23,7 @@ from pipelines.recipe.variables import fill_in, override
 from pipelines.recipe.yaml_source import YamlSource, read_yaml
 
 RESERVED_NAMES = frozenset({"all", "builtin", "new", "none"})
-"""Words that mean something else where a stage may be named."""
+"""Names with a meaning of their own wherever a stage may be named."""
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 

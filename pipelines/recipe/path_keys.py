@@ -23,7 +23,7 @@ class Reference:
     """The mark of a key that holds, or lists, paths.
 
     Attributes:
-        stage: the value may also be the name of an earlier stage, which then wins.
+        stage: the value may also be the name of an earlier stage, which then takes precedence.
         hub: the value may also be a name on the model hub (`name` or `owner/name`); an existing path wins.
         folder: where it might be a name, only an existing folder makes it a path.
     """
@@ -35,7 +35,7 @@ class Reference:
     def absolute(self, written: str, stages: Collection[str]) -> str:
         """Returns `written` with its path made absolute; names stay.
 
-        A word without a slash that is no path is taken for a misspelt name, and stays as well.
+        A word without a slash that is not a path is treated as a misspelt name, and stays as well.
         """
         if (self.stage and written in stages) or is_builtin(written) or is_remote(written):
             return written

@@ -1,4 +1,4 @@
-"""From what pydantic says to what a recipe's author needs: key, mistake, nearest valid spelling."""
+"""Turns pydantic's errors into what a recipe's author needs: key, mistake, nearest valid spelling."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def identify(
     A name on the model hub counts by its commit.
 
     Raises:
-        EspanError: nobody knows which commit a name on the hub stands for.
+        EspanError: it is unknown which commit a name on the hub stands for.
     """
     inputs = {name: known[name].fingerprint for name in stage.depends}
     check = check_of(stage.kind)
@@ -99,7 +99,7 @@ class FileHashes:
         if storage.is_remote(file):
             return storage.content_hash(file)
         name = storage.absolute(file)
-        status = os.stat(name)  # of what a link leads to, which may change while the link does not
+        status = os.stat(name)  # of a link's target, which may change while the link does not
         mark = [status.st_size, status.st_mtime_ns, status.st_ino]
         remembered = self.remembered.get(name)
         if remembered is None or remembered[:-1] != mark:
@@ -108,7 +108,7 @@ class FileHashes:
         return str(self.remembered[name][-1])
 
     def save(self) -> None:
-        """Writes what was learnt."""
+        """Saves new hashes."""
         if self.changed:
             storage.write_json_atomic(self.place, self.remembered)
             self.changed = False

@@ -1,6 +1,6 @@
 """One run at a time in a workspace, without a lock that outlives a killed process.
 
-In a local folder the lock is `flock` on `<workspace>/.lock`: the kernel lets it go when the process ends,
+In a local folder the lock is `flock` on `<workspace>/.lock`: the kernel releases it when the process ends,
 however it ends; the file's content only says who holds it. An object store has nothing of the kind, so there
 the lock is a lease: `<workspace>/.lock.json` names its holder and the time at which it ends (seconds since
 1970), the holder renews it, and a lease that has ended may be taken over. Clocks of machines that share a
@@ -151,7 +151,7 @@ class _Lease:
                 storage.write_json_atomic(self.place, {**self.mine, "ends": ends})
             except (
                 Exception
-            ) as error:  # whatever a store's client raises: the next turn tries again, `confirm` judges
+            ) as error:  # whatever a store's client raises: the next round retries, `confirm` decides
                 logger.warning("the lease of %s was not renewed: %s", self.workspace, error)
             else:
                 self.ends = ends

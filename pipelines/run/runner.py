@@ -1,4 +1,4 @@
-"""Runs a recipe: its stages in order, skipping what is finished and going on with what is not."""
+"""Runs a recipe: its stages in order, skipping those that are finished and resuming the one that is not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to; `reports` are the pages that its stages wrote (`page` in their results)."""
+    """The result of a run; `reports` are the pages that its stages wrote (`page` in their results)."""
 
     workspace: str
     stages: tuple[StageSummary, ...]
@@ -50,7 +50,7 @@ class RunSummary:
 
     @property
     def ran(self) -> int:
-        """How many stages ran, rather than being found finished."""
+        """How many stages ran, not counting those that were finished already."""
         return sum(stage.state == "done" for stage in self.stages)
 
 
@@ -194,7 +194,7 @@ def _row(standing: Standing, record: Mapping[str, Any]) -> StageSummary:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """Returns what a stage's result says of itself, or else its first three plain values."""
+    """Returns a result's own headline, or else its first three plain values."""
     if "headline" in result:
         return str(result["headline"])
     plain = [(name, value) for name, value in result.items() if isinstance(value, str | int | float)]

@@ -1,5 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) end a run the same way: the work stops, Ray is shut down,
-the lock is let go."""
+the lock is released."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class StopRequested(BaseException):
-    """A signal asked to stop. Not an `Exception`, so that no handler on the way takes it for a failure."""
+    """A signal asked to stop. Not an `Exception`, so that no handler on the way mistakes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -30,7 +30,7 @@ def stop_signals() -> Iterator[None]:
     A SIGHUP that is ignored stays ignored: that is how `nohup` asks to go on without a terminal.
 
     Inside the body all raise `KeyboardInterrupt`, the only exception from a signal handler that Ray's
-    waiting calls let through (ray 2.60, `_raylet.pyx: check_signals`); after others they wait on. Ray takes
+    waiting calls let through (ray 2.60, `_raylet.pyx: check_signals`); others leave them waiting. Ray takes
     SIGINT over while it trains and then ends in `SystemExit`, which becomes `StopRequested` too. Outside the
     main thread signals are left alone.
     """

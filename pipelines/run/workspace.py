@@ -32,7 +32,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Standing:
-    """How one stage of a recipe stands in a workspace.
+    """The state of one stage of a recipe in a workspace.
 
     Attributes:
         stage: the stage.
@@ -58,7 +58,7 @@ def workspace_of(recipe: ResolvedRecipe) -> str:
     """Returns the absolute place where `recipe` writes.
 
     A relative workspace lies below `ESPAN_HOME` if that is set; else, inside a submitted Ray job, below
-    `~/espan`, because a job's own folder goes with the job; else below the current folder.
+    `~/espan`, because a job's own folder is removed with the job; else below the current folder.
     """
     written = recipe.workspace
     if storage.is_remote(written):
@@ -86,7 +86,7 @@ def survey(
         context = check_context(recipe, stage, workspace, planning=planning)
         try:
             identity = identify(recipe, stage, known, hashes)
-        except (EspanError, ValueError, OSError) as error:  # what the stage reads is not to be had
+        except (EspanError, ValueError, OSError) as error:  # what the stage reads cannot be obtained
             problems.extend(_check(recipe, stage, context) or [problem(recipe, stage, error)])
             standings.append(Standing(stage, context.output, State.NEW, _UNKNOWN, None))
             continue

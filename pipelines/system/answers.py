@@ -1,6 +1,6 @@
-"""Answers that take seconds to find and depend on contents alone, kept for the next process.
+"""Caches answers that take seconds to compute and depend only on the contents of files.
 
-What a model needs, refuses or embeds is found by building it without memory. That takes torch and
+Finding out what a model needs, refuses or embeds means building it without memory. That takes torch and
 transformers, which take seconds to import. Each such answer is kept below the cache's folder (see
 `pipelines.system.node_cache`):
 
@@ -36,7 +36,7 @@ def remembered(question: Any, ask: Callable[[], Any], still: Callable[[], bool] 
 
     Args:
         question: what the answer depends on besides the code, as JSON; None to ask each time.
-        ask: finds the answer, as JSON; what it raises is not kept.
+        ask: computes the answer, as JSON; exceptions are not cached.
         still: says, after `ask`, whether the question describes what `ask` looked at.
     """
     path = None if question is None else _path(question)
@@ -63,7 +63,7 @@ def _path(question: Any) -> Path | None:
 
 
 def _read(path: Path) -> tuple[Any] | None:
-    """Returns the answer, by itself in a tuple; None if there is none, or none that is whole."""
+    """Returns the answer in a one-element tuple; None if there is none, or if it is incomplete."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(kept["answer"])
@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[Any] | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Keeps an answer; where nothing can be written it is found again the next time."""
+    """Stores an answer; if the cache cannot be written, the answer is computed again next time."""
     arriving = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _forget_the_oldest(folder: Path) -> None:
         return
     used = {}
     for file in files:
-        with contextlib.suppress(FileNotFoundError):  # another process forgets, too
+        with contextlib.suppress(FileNotFoundError):  # another process is pruning as well
             used[file] = file.stat().st_mtime
     for file in sorted(used, key=lambda each: used[each])[:-KEPT_THEN]:
         file.unlink(missing_ok=True)

@@ -21,13 +21,13 @@ class NodeType:
     """Nodes that are alike.
 
     Attributes:
-        name: what the autoscaler calls them; empty for nodes that no node type stands for.
+        name: the autoscaler's name for them; empty for nodes without a node type.
         resources: of one node, as Ray counts them: `CPU`, `GPU`, `memory` in bytes. Empty where the
             autoscaler's configuration leaves them out and no such node is up.
-        accelerator: what Ray calls the node's GPUs (`H100`); None where nobody says.
+        accelerator: Ray's name for the node's GPUs (`H100`); None if unknown.
         up: nodes that are up now.
         least: nodes that the autoscaler keeps up.
-        most: nodes that there can be, those that are up included.
+        most: the largest possible number of nodes, including those that are up.
         scaled: the autoscaler starts and ends them.
     """
 
@@ -70,7 +70,7 @@ class Capacity:
 
     Attributes:
         node_types: every kind of node there is or can be.
-        local: it is this machine alone, and cannot grow.
+        local: this machine alone, which cannot grow.
         most_scaled: nodes that the autoscaler starts at most, over all its types; None without such a limit.
         unknown: why the autoscaler's node types could not be read; empty where they were, or where there is
             no autoscaler.
@@ -104,7 +104,7 @@ class Capacity:
 
     @property
     def blind_spots(self) -> str:
-        """What is not known of the cluster and could be a GPU; empty if all is known."""
+        """What is unknown about the cluster and might be a GPU; empty if everything is known."""
         if self.unknown:
             return self.unknown
         bare = [each.name for each in self.node_types if each.most and not each.resources]
@@ -112,7 +112,7 @@ class Capacity:
 
 
 def expected_capacity() -> Capacity:
-    """Returns what a run of this process would have: the cluster that it is part of or told of, else this
+    """Returns what a run in this process would have: the cluster it is part of or pointed to, or else this
     machine, which is looked at without starting Ray.
 
     Raises:
@@ -148,7 +148,7 @@ def cluster_capacity() -> Capacity:
 
 
 def with_node_types(nodes: Iterable[Mapping[str, Any]], types: AutoscalerTypes) -> Capacity:
-    """Returns what `nodes`, as `ray.nodes()` has them, and an autoscaler's node types come to."""
+    """Returns the capacity of `nodes`, as `ray.nodes()` lists them, and of an autoscaler's node types."""
     up: dict[str, list[Mapping[str, Any]]] = {name: [] for name in types.configured}
     others: list[Mapping[str, Any]] = []
     for node in nodes:
@@ -165,7 +165,7 @@ def with_node_types(nodes: Iterable[Mapping[str, Any]], types: AutoscalerTypes) 
             most=max(int(configuration.get("max_workers", types.most_workers or 0)), len(up[name])),
             scaled=True,
         )
-        for node in up[name][:1]:  # what a node turned out to have says more than what was written
+        for node in up[name][:1]:  # what a node really has counts for more than its configuration
             (actual,) = _groups([node])
             resources = dict(actual.resources)
             if known.resources and "memory" not in known.resources:

@@ -1,4 +1,4 @@
-"""The Ray cluster that a run uses: the one it is part of, the one it is told of, or one of its own."""
+"""The Ray cluster that a run uses: the one it is part of, the one it is pointed to, or its own."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def address_problem(address: str) -> str | None:
 
 
 def ray_session() -> RaySession:
-    """Connects to Ray on the first call and returns the same session ever after.
+    """Connects to Ray on the first call; later calls return the same session.
 
     The cluster is that of the Ray job this process runs in, else that of `RAY_ADDRESS`, else a new one here.
     A caller that is connected already (a test, a notebook) keeps its connection.
@@ -104,7 +104,7 @@ def ray_session() -> RaySession:
     _set_environment()
     try:
         import ray
-    except ValueError as error:  # a number that is none
+    except ValueError as error:  # not a number
         raise EspanError(f"Ray does not start: {_first_line(error)}{_named_switches()}") from error
 
     was_connected = ray.is_initialized()
@@ -135,8 +135,8 @@ def _set_environment() -> None:
     """Sets what Ray reads from the environment, before Ray is imported; what the user set stays.
 
     The authentication mode is always set: unset, a local Ray may leave a token behind in the home folder, and
-    clusters started later would ask for it. The version of Ray Train is not the user's to choose: there is
-    no training without the second.
+    clusters started later would ask for it. The user cannot choose the version of Ray Train: training
+    needs version 2.
     """
     forget_launchers()
     reach_loopback_directly()
@@ -152,7 +152,7 @@ def _set_environment() -> None:
 
 
 def _named_switches() -> str:
-    """Returns the end of a line that names the variables of Ray's that somebody else set."""
+    """Returns the end of a message, naming Ray's environment variables that somebody else has set."""
     named = _switches()
     return f"; unset what is not meant for this machine: {named}" if named else ""
 
@@ -187,7 +187,7 @@ def _connect(address: str) -> None:
     if problem := temporary_folder_problem():
         raise EspanError(f"Ray cannot start: {problem}")
     if named := _switches():
-        # Before Ray reads them: of some, a value that it cannot read ends the process without a word.
+        # Before Ray reads them: it silently ends the process over some values that it cannot read.
         print(f"Ray starts with settings from the environment: {named}", file=sys.stderr, flush=True)
     try:
         _start(quiet)
@@ -214,7 +214,7 @@ def _start(options: dict[str, Any]) -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Puts back the signal handlers that `ray.init` replaces: how a run stops is the run's to say."""
+    """Restores the signal handlers that `ray.init` replaces: the run decides how it stops."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -17,8 +17,8 @@ class Device:
     Attributes:
         node: the machine's name.
         gpu: the GPU's name; None where torch finds none.
-        bf16: the GPU computes in bf16, and not only by converting to and fro.
-        build: the torch that looked.
+        bf16: the GPU computes in bf16 natively, not only by converting to and from it.
+        build: the build of torch that looked.
     """
 
     node: str

@@ -1,5 +1,5 @@
-"""Why something could not be written, in one line that names the place: what the system says, looked up where
-a library lost it on the way."""
+"""Explains in one line why something could not be written, and where; recovers the system's own error where
+a library dropped it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _PROBE_BYTES = 1 << 20
 
 
 def write_problem(error: BaseException, place: str | None, needed: int | None = None) -> str | None:
-    """Returns one line on why files could not be written (or opened), or None if `error` is another.
+    """Returns one line on why files could not be written (or opened), or None if `error` is something else.
 
     Args:
-        error: what was raised; what it was raised from counts too.
+        error: what was raised; its causes are examined too.
         place: where the writing went, a path or a URL, if known; the error's own file is named instead if it
             lies there.
         needed: bytes that were to be written there, if known.

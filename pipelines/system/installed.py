@@ -36,7 +36,7 @@ _BEGAN = time.time_ns()
 
 @cache
 def code_identity() -> str | None:
-    """Returns the hash of the code, as this process imports it; None where nobody can tell which it is.
+    """Returns the hash of the code, as this process imports it; None if it cannot be determined.
 
     It covers the content of every file of `se_model` and `pipelines`, the version and installation of every
     package, Python, the variables that the libraries read, and whether there is an accelerator: some packages

@@ -25,7 +25,7 @@ HIDDEN = "hidden, or left behind by another program"
 BROKEN = "a broken link"
 LOOP = "a link back to a folder that holds it"
 NO_FILE = "not a regular file"
-NOT_SEARCHED = "a folder; end the pattern with /** for what lies in it"
+NOT_SEARCHED = "a folder; end the pattern with /** to read what lies in it"
 
 _LEAVINGS = (
     # editors
@@ -45,7 +45,7 @@ _Ancestors = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What lies there and is not read, and why."""
+    """A file or folder that is not read, and why."""
 
     place: str
     reason: str
@@ -65,7 +65,7 @@ class Listing:
 
 
 def list_files(place: str) -> Listing:
-    """Returns what a file, folder or pattern stands for; empty where nothing is.
+    """Returns what a file, folder or pattern stands for; empty if nothing is there.
 
     Raises:
         OSError: a folder cannot be looked into.
@@ -191,7 +191,7 @@ def _remote(file_system: fsspec.AbstractFileSystem, path: str) -> Iterator[str |
 
 
 def _literal_part(file_system: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]:
-    """Splits a pattern into the folder that is there, or has no sign in it, and the parts to be matched."""
+    """Splits a pattern into the leading folder that exists or has no wildcard, and the parts to match."""
     parts = path.rstrip("/").split("/")
     first = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts) - 1)
     while first < len(parts) - 1 and file_system.isdir("/".join(parts[: first + 1])):

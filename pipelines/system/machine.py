@@ -46,7 +46,7 @@ def free_disk(folder: str | Path) -> int:
 
 def gpus() -> tuple[str | None, ...]:
     """Returns the CUDA GPUs that this process may use, each by its type as Ray names it (`H100`), None where
-    the driver does not tell. Neither torch nor Ray is asked: both take seconds to import.
+    the driver does not say. Neither torch nor Ray is used: both take seconds to import.
     """
     count = sum(1 for each in _DEVICES.glob("nvidia[0-9]*") if each.name.removeprefix("nvidia").isdigit())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -58,7 +58,7 @@ def gpus() -> tuple[str | None, ...]:
 
 
 def _gpu_type(information: str) -> str | None:
-    """Returns what Ray (`ray/_private/accelerators/nvidia_gpu.py`) calls a GPU that the driver tells of."""
+    """Returns what Ray (`ray/_private/accelerators/nvidia_gpu.py`) calls a GPU that the driver reports."""
     model = next((line for line in information.splitlines() if line.startswith("Model:")), "")
     name = model.removeprefix("Model:").strip()
     found = _MODEL.match(name)

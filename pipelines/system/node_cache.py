@@ -1,4 +1,4 @@
-"""What this machine has downloaded from object stores: once, for all of its processes.
+"""This machine's downloads from object stores, made once for all of its processes.
 
     $ESPAN_CACHE, or ~/.cache/espan
         models/KEY/         files of a model            shards/SHA256.arrow     a shard of a corpus
@@ -8,11 +8,11 @@
         answers/            of another kind: see `pipelines.system.answers`
 
 A process that wants an entry locks it. The first downloads it, beside its place, and renames it when it is
-whole; the others wait and find it. The kernel lets a lock go when its process ends, however it ends, and the
+whole; the others wait and find it. The kernel releases a lock when its process ends, however it ends, and the
 next goes on with the files that had arrived.
 
-Clean-up: before a download, entries that no process uses go if nothing used them for 30 days; and if the disk
-is too small for what comes, those used longest ago. Resumed checkpoints go as soon as they are read. The
+Clean-up: before a download, entries that no process uses are removed after 30 days; and if the disk
+is too small for it, the least recently used ones. Resumed checkpoints are removed once they are read. The
 folder may be removed at any time when nothing runs.
 """
 
@@ -40,7 +40,7 @@ _LOCKS, _PARTIAL = "locks", ".partial"
 _UNUSED_SECONDS = 30 * 24 * 3600
 _MARGIN_BYTES = 16 << 20
 
-_kept = ExitStack()  # never closed: its locks go with the process
+_kept = ExitStack()  # never closed: its locks end with the process
 _kept_paths: set[Path] = set()
 
 
@@ -83,7 +83,7 @@ def borrowed(
 
     Args:
         kind: `models`, `shards`, ...
-        name: stands for the content.
+        name: identifies the content.
         size: bytes to make room for.
         fill: makes the file or folder at the path it is given, where what a killed process had downloaded may
             lie; one process at a time calls it, and none if the entry is there.
@@ -112,7 +112,7 @@ def borrowed(
 
 
 def discard(path: Path) -> None:
-    """Removes an entry, or what is left of its download, unless another process is at it."""
+    """Removes an entry, or what is left of its download, unless another process is using it."""
     name = path.name.removeprefix(".").removesuffix(_PARTIAL) if path.name.startswith(".") else path.name
     with _lock_file(path.with_name(name)) as lock:
         try:
@@ -120,7 +120,7 @@ def discard(path: Path) -> None:
         except BlockingIOError:
             return
         if path.is_dir():
-            # Renamed first: what is half removed must not look whole.
+            # Renamed first: a half-removed entry must not look complete.
             going = _unfinished(path.with_name(name))
             if path != going:
                 shutil.rmtree(going, ignore_errors=True)
@@ -152,7 +152,7 @@ class _RemoteFolder:
 
     @property
     def key(self) -> str:
-        """Stands for the content; other content in the same place has another."""
+        """Identifies the content; other content in the same place has another key."""
         return hashlib.sha256(repr((self.place, self.files)).encode()).hexdigest()[:32]
 
     @property
@@ -183,7 +183,7 @@ def _mark(entry: dict[str, object]) -> str:
 
 @contextmanager
 def _lock_file(target: Path) -> Iterator[int]:
-    """Yields a descriptor to lock, not yet locked; closing it lets the lock go."""
+    """Yields a descriptor to lock, not yet locked; closing it releases the lock."""
     kind = target.parent
     file = kind.parent / _LOCKS / kind.name / target.name
     try:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 HEAD_RESOURCE = "node:__internal_head__"
-"""What the head alone has one of."""
+"""A resource that only the head has."""
 
 UNLIMITED = 1 << 31
-"""Stands for nodes without number."""
+"""Stands for an unlimited number of nodes."""
 
 _HEAD_SECONDS = 120.0
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
@@ -143,7 +143,7 @@ def types_in_pod() -> AutoscalerTypes | None:
     except (OSError, ValueError, KeyError) as error:  # requests' errors are OSErrors
         what = str(error).splitlines()[0]
         return AutoscalerTypes(
-            unknown=f"Kubernetes does not tell the node types of RayCluster {name}: {what}"
+            unknown=f"Kubernetes does not report the node types of RayCluster {name}: {what}"
         )
 
 

@@ -1,7 +1,7 @@
-"""A second name for a folder or file, for libraries that make something else of its own.
+"""A second name for a folder or file, for libraries that misread its own name.
 
-DeepSpeed looks for a checkpoint's files with `glob`, to which brackets are a pattern; safetensors and
-tokenizers open nothing whose path is not UTF-8. To them such a path is given as a link with a plain name.
+DeepSpeed looks for a checkpoint's files with `glob`, which reads brackets as a pattern; safetensors and
+tokenizers open nothing whose path is not UTF-8. They are given a link with a plain name instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.errors import EspanError
 
-_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # where the usual folder for such things has no plain name itself
+_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # used where the usual temporary folder has no plain name itself
 
 
 def plain_path(path: Path, *, globbed: bool = False) -> Path:
@@ -35,7 +35,7 @@ def plain_path(path: Path, *, globbed: bool = False) -> Path:
     folder = Path(parent, f"espan-links-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise EspanError(f"{folder} belongs to another user, so links in it lead anywhere; remove it")
+        raise EspanError(f"{folder} belongs to another user, so links in it may lead anywhere; remove it")
     link = folder / hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
     with contextlib.suppress(FileExistsError):  # from an earlier call, or another worker on this machine
         link.symlink_to(target)

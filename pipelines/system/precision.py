@@ -1,4 +1,4 @@
-"""In which numbers a model computes: what the recipe says, else what the workers' devices are good at.
+"""The precision a model computes in: what the recipe says, or else what suits the workers' devices.
 
 `auto` is bf16 where every GPU that a worker may get has it, and float32 everywhere else, CPUs included.
 float32 means float32: TF32, in which GPUs round the inputs of products to 10 bits, is off, also for what
@@ -32,11 +32,11 @@ _WITH_BF16 = re.compile(
 
 
 class NoBfloat16Error(EspanError):
-    """A worker's GPU has no bf16, which it was taken to have because nobody told its type."""
+    """A worker's GPU has no bf16, although it was assumed to, because its type was unknown."""
 
 
 def has_bf16(accelerator: str | None) -> bool | None:
-    """Says whether GPUs of a type, as Ray names it, compute in bf16; None where that is not known here."""
+    """Says whether GPUs of a type, as Ray names it, compute in bf16; None if that is unknown."""
     if accelerator is None:
         return None
     if _WITHOUT_BF16.fullmatch(accelerator):
@@ -49,9 +49,9 @@ class Choice:
     """The precision that all workers compute in.
 
     Attributes:
-        precision: it.
-        reason: where it comes from, for people.
-        assumed: nobody told the type of a GPU that was taken to have bf16; workers check it.
+        precision: `fp32` or `bf16`.
+        reason: how it was decided, for people to read.
+        assumed: a GPU of unknown type is assumed to have bf16; workers check it.
     """
 
     precision: Settled
@@ -86,7 +86,7 @@ def torch_dtype(precision: Settled) -> torch.dtype:
 
 
 def without_bf16(error: NoBfloat16Error) -> Choice:
-    """Returns what is left where a worker found that its GPU has no bf16."""
+    """Returns the choice that remains after a worker found that its GPU has no bf16."""
     return Choice("fp32", str(error))
 
 

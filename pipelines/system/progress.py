@@ -1,4 +1,4 @@
-"""How far the work is: live bars where there is a terminal, else a plain line every few seconds."""
+"""Shows progress: live bars on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def run_reserved(
     reserved = memory_to_reserve(memory, {"CPU": 1.0}, cluster_capacity(), label, progress)
     if reserved:
         progress.message(f"{label}: runs as a task that reserves {bytes_text(reserved)} of memory")
-    # "DEFAULT": inside a trial of Ray Tune, tasks would else have to fit into what the trial itself reserved.
+    # "DEFAULT": inside a trial of Ray Tune, tasks would otherwise have to fit into what the trial reserved.
     task = ray.remote(function).options(
         num_cpus=1, memory=reserved, max_retries=0, scheduling_strategy="DEFAULT"
     )
@@ -52,10 +52,10 @@ def run_reserved(
 
 
 def give_memory_back() -> None:
-    """Lets this process's freed memory go back to the system at once, where the C library is glibc.
+    """Makes this process return freed memory to the system at once, if the C library is glibc.
 
-    glibc raises by itself the size from which memory is mapped, and unmapped when it is freed, up to 32 MiB;
-    what is smaller then stays in a heap with holes. Set, the size stays as it is.
+    By default glibc raises the size from which memory is mapped, and unmapped when freed, to up to 32 MiB;
+    smaller pieces then stay in a fragmented heap. Setting the size keeps it fixed.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -67,8 +67,8 @@ def memory_to_reserve(
 ) -> int:
     """Returns how many bytes a task that needs `needed` beside `others` reserves: all of them, or none.
 
-    None only where nobody tells how much memory the nodes have that would be started for it: an autoscaler
-    starts no node for what its configuration does not speak of. That is said.
+    None only if it is unknown how much memory the nodes have that would be started for it: an autoscaler
+    starts no node for a resource that its configuration does not mention. A message says so.
 
     Raises:
         EspanError: no node has so many, and none can.

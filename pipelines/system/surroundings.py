@@ -1,4 +1,4 @@
-"""What a person's shell brings along, made harmless here or named in one line.
+"""What a user's environment brings along, made harmless here or named in one line.
 
 Leftovers of other launchers (mpirun, srun, torchrun, accelerate), proxies that would be asked for this very
 machine, switches of Ray, folders for temporary files that Ray cannot use, low limits.
@@ -56,7 +56,7 @@ def leftovers(environment: MutableMapping[str, str] | None = None) -> list[str]:
 def forget_launchers() -> None:
     """Removes what other launchers left in this process's environment; it would be taken for this run's own.
 
-    A process that belongs to a process group, as Ray Train's workers do, keeps what that was made from.
+    A process that belongs to a process group, as Ray Train's workers do, keeps the variables that made it.
     """
     grouped = _in_process_group()
     for name in leftovers():
@@ -65,7 +65,7 @@ def forget_launchers() -> None:
 
 
 def _in_process_group() -> bool:
-    distributed = sys.modules.get("torch.distributed")  # not imported for the question's sake
+    distributed = sys.modules.get("torch.distributed")  # not imported just to ask
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
@@ -138,9 +138,9 @@ def temporary_folder_problem() -> str | None:
         return f"{variable} is {folder!r}; set it to the absolute path of a folder"
     path = Path(folder)
     if not path.is_dir():
-        return f"{variable} is {folder}, which is no folder; make it, or set another {variable}"
+        return f"{variable} is {folder}, which is not a folder; create it, or set another {variable}"
     if not os.access(path, os.W_OK | os.X_OK):
-        return f"{variable} is {folder}, where nothing can be written; set another {variable}"
+        return f"{variable} is {folder}, which cannot be written to; set another {variable}"
     # As Ray (2.60, `_private/node.py`) names the longest of its sockets.
     session = f"session_{datetime(2000, 1, 1):%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
     below = len(os.fsencode(os.path.join("", "ray", session, "sockets", "plasma_store"))) + 1
@@ -154,11 +154,11 @@ def temporary_folder_problem() -> str | None:
 
 
 def raise_file_limit() -> None:
-    """Lets this process and its children open as many files as they may: Ray needs thousands."""
+    """Raises this process's limit on open files as far as it may be: Ray needs thousands."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # macOS has a lower limit that it does not tell
+        with suppress(OSError, ValueError):  # macOS has a lower limit that it does not report
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 

@@ -17,9 +17,9 @@ class Reservation:
         workers: their number; None where it is decided later.
         cpus: logical CPUs of each.
         gpus: GPUs of each; 0 for workers that compute on CPUs.
-        reason: where that comes from, for people.
+        reason: how that was decided, for people to read.
         accelerators: the types of GPU that a worker may get, as Ray names them; None among them stands for
-            one whose type nobody tells. Empty without GPUs.
+            one of unknown type. Empty without GPUs.
     """
 
     workers: int | None
@@ -55,7 +55,7 @@ def reserve(workers: int | None, cpus: float | None, gpus: float | None, capacit
         capacity: what there is and can be.
 
     Raises:
-        EspanError: the cluster can never have as many GPUs, or does not tell whether it can have any.
+        EspanError: the cluster can never have that many GPUs, or does not say whether it can have any.
     """
     if cpus is None:
         cpus = _share(workers, capacity) if capacity.local else 1.0
@@ -83,7 +83,7 @@ def reserve(workers: int | None, cpus: float | None, gpus: float | None, capacit
 
 
 def check_room(reservation: Reservation, capacity: Capacity) -> None:
-    """Refuses workers for which this machine has too little; a cluster may grow.
+    """Refuses workers that need more than this machine has; a cluster may grow.
 
     Raises:
         EspanError: it names the keys to lower.
@@ -127,7 +127,7 @@ def _reason_for_none(cpus: float, capacity: Capacity) -> str:
     """Returns why workers that did not ask get no GPU.
 
     Raises:
-        EspanError: it cannot be told.
+        EspanError: it cannot be determined.
     """
     if any(each.most and each.gpus >= 1 for each in capacity.node_types):
         return f"no GPU: nothing with a GPU has {cpus:g} CPUs"

@@ -91,6 +91,6 @@ class LiveProgress:
         self._task.close()
 
     def _move(self, step: int, **fields: Any) -> None:
-        # After a worker was lost this goes backwards, to the checkpoint that training goes on from.
+        # After a worker was lost this moves back to the checkpoint from which training resumes.
         self._task.advance(step - self._at, **fields)
         self._at = step

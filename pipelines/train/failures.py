@@ -1,4 +1,4 @@
-"""Which failures of a training a restart of its workers mends, and one line on every other."""
+"""Which failures of a training a restart of its workers can fix, and one line about every other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REMOTE_STORES = ("aiohttp", "botocore", "aiobotocore", "urllib3", "requests")
 
 
 class FinalFailure(EspanError):
-    """What ends a training at once, because it would come again after a restart.
+    """Ends a training at once, because the failure would happen again after a restart.
 
     Args:
         line: what is wrong and what to do.
@@ -39,12 +39,12 @@ class FinalFailure(EspanError):
 
 
 def restart_mends(error: BaseException) -> bool:
-    """Says whether `error`, raised in a worker, tells of a lost worker, node, device or connection."""
+    """Says whether `error`, raised in a worker, indicates a lost worker, node, device or connection."""
     return not isinstance(error, EspanError) and any(_is_loss(each) for each in _causes(error))
 
 
 def final_failure(error: Exception, output: str | None = None) -> FinalFailure:
-    """Returns what `error`, which no restart mends, comes to; `output` is the stage's folder."""
+    """Returns the failure for an `error` that no restart can fix; `output` is the stage's folder."""
     if isinstance(error, FinalFailure):
         return error
     return FinalFailure(*_explained(error, output), at=time.time())
@@ -106,7 +106,7 @@ def _where(error: Exception) -> str:
 
 
 def first_failure(errors: Mapping[int, Exception]) -> FinalFailure | None:
-    """Returns the failure that ends the training, of what workers raised by rank; None if a restart may mend.
+    """Returns the failure that ends the training, from what each rank raised; None if a restart may help.
 
     When a worker is lost, the others fail in whatever way their exchanges do: then nothing is final.
     """

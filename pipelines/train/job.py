@@ -126,7 +126,7 @@ def resolve_job(stage: TrainKeys, context: Context, precision: Settled = "fp32")
 
 
 def _tell_of_other_beginning(model: ModelSource, bos: int | None, context: Context) -> None:
-    """Says so where the data's documents do not begin as the model's tokenizer begins texts."""
+    """Tells the user if the data's documents begin differently from texts of the model's tokenizer."""
     if model.tokenizer is None:
         return
     tokenizer = load_tokenizer(model.tokenizer)
@@ -136,7 +136,7 @@ def _tell_of_other_beginning(model: ModelSource, bos: int | None, context: Conte
         there, here = ("begins", "do not begin") if bos is None else ("does not begin", "begin")
         context.progress.message(
             f"{context.name}: the tokenizer of {model.name} {there} texts with {token}, but the documents of "
-            f"the data {here} with it; the trained model's tokenizer will do as the data do"
+            f"the data {here} with it; the trained model's tokenizer will do as the data does"
         )
 
 

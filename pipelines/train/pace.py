@@ -1,4 +1,4 @@
-"""How long training takes: its own steps, measured and extrapolated; without any, nothing is said."""
+"""How long training takes, extrapolated from its own measured steps; without any, no time is given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.system.worker_resources import Reservation
 
 RECENT = 50
-"""A pace is the median of so many records at most, the newest."""
+"""A pace is the median of at most this many of the newest records."""
 
 _COST_NOTHING = frozenset({"steps", "learning_rate", "schedule", "weight_decay", "betas", "clip"})
 # Of the execution keys only this one changes a step's time and is not in the records.

@@ -14,7 +14,7 @@ def reservation(keys: TrainKeys, capacity: Capacity) -> Reservation:
     """Returns what the workers reserve where there is `capacity`.
 
     Raises:
-        EspanError: there can never be so many GPUs, or nobody tells whether there are any.
+        EspanError: there can never be that many GPUs, or it is unknown whether there are any.
     """
     gpus, told = keys.resources.gpus, keys.gpu.memory is not None
     if gpus is None and told:

@@ -27,7 +27,7 @@ def failure_config(max_failures: int, max_preemptions: int | None) -> FailureCon
 
 
 class EndAtOnce(UserCallback):
-    """Ends a training whose failure would come again; runs in Ray Train's controller.
+    """Ends a training whose failure would happen again; runs in Ray Train's controller.
 
     An exception in a callback is what Ray Train (2.60) never retries.
     """
@@ -39,7 +39,7 @@ class EndAtOnce(UserCallback):
         """Looks at what workers raised.
 
         Raises:
-            FinalFailure: a restart would not mend it.
+            FinalFailure: a restart would not fix it.
         """
         final = first_failure(worker_exceptions)
         if final is not None:

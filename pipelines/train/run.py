@@ -1,4 +1,4 @@
-"""The driver's side of training: starts the workers, shows how far they are, says what came out."""
+"""The driver's side of training: starts the workers, shows their progress, returns the result."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ START_TIMEOUT_SECONDS = 900
 
 
 def run(keys: TrainKeys, context: Context) -> dict[str, Any]:
-    """Trains from the newest checkpoint in the stage's folder on; leaves the model and `model.json` there.
+    """Trains on from the newest checkpoint in the stage's folder; leaves the model and `model.json` there.
 
     Raises:
         EspanError: training cannot start, diverged, or lost workers more often than `max_failures`.
     """
     session = ray_session()
-    # Ray Train gives up on workers that are not there after a minute, and starts over for ever; a machine
+    # Ray Train gives up on workers that are not up after a minute, and starts over forever; a machine
     # from an autoscaler, or a busy one, takes longer.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_SECONDS))
     if session.started_here:
@@ -91,12 +91,12 @@ def run_workers(
     Args:
         job: what to train.
         workers: what they reserve.
-        live: shows how far they are.
+        live: shows their progress.
         check_bf16: bf16 was chosen without knowing the GPUs' type.
 
     Raises:
         NoBfloat16Error: `check_bf16`, and a GPU does not have it.
-        EspanError: workers were lost more often than `max_failures`, or failed as they would again.
+        EspanError: workers were lost more often than `max_failures`, or failed in a way that would recur.
     """
     import ray
     from ray.exceptions import RayError

@@ -1,4 +1,4 @@
-"""Whether model and data mean the same by a token; asked before anything runs, and when training starts."""
+"""Whether model and data use the same tokens; checked before anything runs, and when training starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.train.plan.architecture import described_model
 
 
 def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
-    """Refuses data that was, or will be, tokenized otherwise than the model's tokenizer does it.
+    """Refuses data that was, or will be, tokenized differently from what the model's tokenizer does.
 
     A model without a tokenizer takes the data's, as far as it has embeddings for it.
 
@@ -25,7 +25,7 @@ def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
         return
     data = _tokenizer_of(stage.data, context)
     own: str | None
-    if stage.model in context.earlier:  # which took that of its own data
+    if stage.model in context.earlier:  # which took the tokenizer of its own data
         trained = context.earlier[stage.model].keys
         assert isinstance(trained, TrainKeys)  # check_model has seen to it
         own = _tokenizer_of(trained.data, context).reference

@@ -19,7 +19,7 @@ class WorkerGroups:
         context_parallel: workers that share each row.
 
     Raises:
-        ValueError: the groups would not be whole.
+        ValueError: the workers cannot be split into groups of that size.
     """
 
     workers: int
@@ -27,9 +27,7 @@ class WorkerGroups:
 
     def __post_init__(self) -> None:
         if self.context_parallel < 1 or self.workers < 1 or self.workers % self.context_parallel:
-            raise ValueError(
-                f"{self.workers} workers are no whole number of groups of {self.context_parallel}"
-            )
+            raise ValueError(f"{self.workers} workers cannot be split into groups of {self.context_parallel}")
 
     @property
     def groups(self) -> int:

@@ -44,7 +44,7 @@ def test_every_command_has_help(
         (["run", "quickstart", "--set", "books"], "espan: --set books: write it as --set name=value"),
         (
             ["report", "/nowhere"],
-            "espan: /nowhere is no run's workspace; `espan run` prints it when it starts",
+            "espan: /nowhere is not a run's workspace; `espan run` prints it when it starts",
         ),
     ],
 )

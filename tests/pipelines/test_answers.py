@@ -273,4 +273,4 @@ def test_a_changed_tokenizer_is_asked_anew(tmp_path: Path, name: str) -> None:
     bos = bos_of(reference, "auto")
     assert bos == load_tokenizer(reference).eos_token_id
     assert bos_of(reference, False) is None
-    assert bos_text_of(reference, bos, "auto") == f"with {end} (as the tokenizer does by itself)"
+    assert bos_text_of(reference, bos, "auto") == f"with {end} (as the tokenizer does by default)"

@@ -64,19 +64,19 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "a pointer": (lambda content: POINTER, r"is a Git LFS pointer; fetch the file with `git lfs pull`"),
     "a web page": (lambda content: PAGE, "is a web page"),
     "empty": (lambda content: b"", "is empty"),
-    "a few bytes": (lambda content: content[:5], "is no safetensors file"),
+    "a few bytes": (lambda content: content[:5], "is not a safetensors file"),
     "cut in its header": (lambda content: content[:60], "is cut short: it has 60 bytes, its header alone"),
     "cut in its tensors": (lambda content: content[:-1], r"is cut short: it has [\d,]+ of the [\d,]+ bytes"),
     "too long": (lambda content: content + b"\0", "is damaged"),
-    "an absurd header": (lambda content: b"\xff" * 8 + content[8:], "is no safetensors file"),
+    "an absurd header": (lambda content: b"\xff" * 8 + content[8:], "is not a safetensors file"),
     "a long header": (lambda content: struct.pack("<Q", 1 << 20) + content[8:], "is cut short"),
     "a header of noise": (lambda content: content[:8] + b"\x93" * (len(content) - 8), "is no safetensors"),
     "a header nested deep": (
         lambda content: struct.pack("<Q", 200_000) + b"[" * 200_000,
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
-    "a header of other shapes": (lambda content: header(content, swap_shape), "is no safetensors file"),
-    "a list for a header": (lambda content: struct.pack("<Q", 2) + b"[]", "is no safetensors file"),
+    "a header of other shapes": (lambda content: header(content, swap_shape), "is not a safetensors file"),
+    "a list for a header": (lambda content: struct.pack("<Q", 2) + b"[]", "is not a safetensors file"),
 }
 
 
@@ -189,7 +189,7 @@ ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "BASE", "task_type": 
         ({"base_model_name_or_path": "/no/such/base"}, "the base model /no/such/base of the adapter is not"),
         (
             {"base_model_name_or_path": "no-such/base"},
-            "the base model no-such/base is not to be had: .* not in the local cache",
+            "the base model no-such/base cannot be obtained: .* not in the local cache",
         ),
         ({"base_model_name_or_path": "ITSELF"}, "is an adapter itself"),
         ({"peft_type": "IA3"}, "an adapter of kind IA3; only LORA"),

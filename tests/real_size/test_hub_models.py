@@ -208,7 +208,7 @@ def test_a_shard_that_the_cache_lacks_is_named(
         *(cache / "models--owner--llama" / "snapshots").glob(f"*/{missing}")
     ).resolve().unlink()
     with pytest.raises(
-        RecipeError, match=rf"owner/llama \(commit \w+\) is not whole .* lacks {missing}, and"
+        RecipeError, match=rf"owner/llama \(commit \w+\) is incomplete .* lacks {missing}, and"
     ):
         plan_recipe(recipe(model="owner/llama"))
 

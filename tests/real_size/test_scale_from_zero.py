@@ -230,7 +230,7 @@ def test_a_pod_that_kubernetes_does_not_answer_says_so(monkeypatch: pytest.Monke
     types = types_in_pod()  # there is no service account here
     assert types is not None
     with pytest.raises(
-        EspanError, match=r"does not tell the node types of RayCluster espan: .*; say resources"
+        EspanError, match=r"does not report the node types of RayCluster espan: .*; say resources"
     ):
         reserve(8, None, None, with_node_types([], types))
     monkeypatch.delenv("RAY_CLUSTER_NAME")

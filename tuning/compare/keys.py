@@ -19,8 +19,8 @@ class CompareKeys(StudyKeys):
 
     Attributes:
         variants: name -> what differs from `train`, as dotted keys (`attention`, `hylora.variant`); null is
-            the model as it comes, scored once and not trained.
-        seeds: each trained variant runs once with each.
+            the original model, scored once and not trained.
+        seeds: each trained variant runs once with each seed.
         floor, ceiling: names of the variants between which the others are placed: 0% is the floor's recall at
             the greatest length, 100% the ceiling's.
     """

@@ -8,7 +8,7 @@ from tuning.study.trial import Trial
 
 
 def trials_of(keys: CompareKeys, seed: int) -> list[Trial]:
-    """Returns every variant with every seed, seed by seed: what an unfinished study has is comparable."""
+    """Returns every variant with every seed, seed by seed: an unfinished study is comparable, too."""
     trials = []
     for turn, each in enumerate(keys.seeds):
         for name, changes in keys.variants.items():

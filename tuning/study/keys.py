@@ -73,7 +73,7 @@ def with_changes(base: TrainKeys, changes: Mapping[str, Any], key: str) -> Train
     """Returns `base` with other values at dotted keys (`attention.top_k`); a mapping replaces the whole key.
 
     Raises:
-        InvalidKeyError: a key does not exist, or what comes out is no train stage; `key` says where it stood.
+        InvalidKeyError: a key does not exist, or the result is not a train stage; `key` says where it stood.
     """
     keys = copy.deepcopy(base.model_dump())
     for dotted, value in changes.items():

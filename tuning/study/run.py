@@ -40,7 +40,7 @@ def run_trials(
 ) -> list[TrialResult]:
     """Runs every trial that has not finished and returns the outcomes of all, in order.
 
-    `write` is given what is there so far, whenever that is more: a study takes long, and its table should
+    `write` gets the outcomes so far whenever there are more: a study takes long, and its table should
     not have to wait for the last trial.
 
     Raises:
@@ -65,8 +65,8 @@ def run_trials(
 
 
 def _with_resources(trials: Sequence[Trial], context: Context) -> list[Trial]:
-    """Settles what the trainings' workers reserve once, for all of them: a trial, which is a worker itself,
-    sees less of where it is.
+    """Decides once, for all trainings, what their workers reserve: a trial, which is a worker itself,
+    sees less of the cluster.
     """
     there = cluster_capacity()
     settled, shown = [], set()
@@ -116,7 +116,7 @@ def _run(
     output = context.output
 
     def trainable(config: dict[str, Any]) -> dict[str, str]:
-        # What is raised starts the trial again, from its checkpoints: that is for lost machines.
+        # An exception restarts the trial from its checkpoints: that is meant for lost machines.
         try:
             run_trial(by_name[config["trial"]], keys.evaluate, Context(**parts))
         except Exception as error:

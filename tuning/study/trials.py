@@ -19,7 +19,7 @@ TRIAL_FILE = "trial.json"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to: mean recall over the tasks, each task's, and perplexity, by length."""
+    """The result of a trial: mean recall over the tasks, each task's recall, and perplexity, by length."""
 
     trial: Trial
     recall: Mapping[int, float]
@@ -29,7 +29,7 @@ class TrialResult:
 
 
 def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:
-    """Trains and scores, going on from what an earlier, killed attempt left in the trial's folder."""
+    """Trains and scores, resuming from what an earlier, killed attempt left in the trial's folder."""
     folder = storage.join(context.output, trial.name)
     if storage.exists(storage.join(folder, TRIAL_FILE)):
         return

@@ -11,7 +11,7 @@ from tuning.tune.keys import TuneKeys
 
 
 def trials_of(keys: TuneKeys, seed: int) -> list[Trial]:
-    """Returns the trials of this search; `seed` draws them where not all are tried."""
+    """Returns the trials of this search; `seed` decides which, if not all are tried."""
     chosen = keys.combinations()
     if keys.trials is not None and keys.trials < len(chosen):
         picked = random.Random(f"trials {seed}").sample(range(len(chosen)), keys.trials)

@@ -1,4 +1,4 @@
-"""Weights of a model that starts from nothing, drawn module by module."""
+"""Weights of a new model, drawn module by module."""
 
 from __future__ import annotations
 

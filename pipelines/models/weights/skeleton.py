@@ -1,4 +1,4 @@
-"""A model without its weights: parameters on torch's `meta` device, buffers computed as ever."""
+"""A model without its weights: parameters on torch's `meta` device, buffers computed as usual."""
 
 from __future__ import annotations
 

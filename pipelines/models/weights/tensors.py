@@ -33,7 +33,7 @@ class Weights(Protocol):
 
 @dataclass
 class Misfits:
-    """What of a checkpoint does not fit its model.
+    """Where a checkpoint and its model do not match.
 
     Attributes:
         missing: names in the model alone.

@@ -106,7 +106,7 @@ class SpanSection(_Retrieving):
     def _refresh_divides_chunks(self) -> SpanSection:
         if self.refresh is not None:
             if self.selection != "causal":
-                raise InvalidKeyError("refresh", "belongs to selection: causal; remove it or choose that")
+                raise InvalidKeyError("refresh", "applies only to selection: causal; remove it or set that")
             for size in self.chunk_sizes:
                 if size % self.refresh:
                     raise InvalidKeyError("refresh", f"{self.refresh} does not divide the chunk size {size}")
@@ -170,4 +170,4 @@ Attention = Annotated[
     _Section,
     BeforeValidator(_kind_alone, json_schema_input_type=_Written),
 ]
-"""The type of an `attention` key; a kind that needs no other key may stand alone: `attention: full`."""
+"""The type of an `attention` key; a kind that needs no other key may be written alone: `attention: full`."""

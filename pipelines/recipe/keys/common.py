@@ -9,7 +9,7 @@ from pydantic import Field
 Precision = Literal["auto", "fp32", "bf16"]
 Packing = Literal["documents", "concatenate"]
 BosChoice = Literal["auto"] | bool
-# Left out of records where it says nothing, so that what was made before there was such a key stays finished.
+# Left out of records at its default, so that stages finished before this key existed stay finished.
 BosKey = Annotated[BosChoice, Field(exclude_if=lambda choice: choice == "auto")]
 Lengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
 

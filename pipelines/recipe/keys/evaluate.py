@@ -21,7 +21,7 @@ class RecallSection(Section):
         lengths: tokens in a prompt, its questions and answers included.
         samples: prompts of each task at each length.
         tasks: see `pipelines.needles`.
-        tokenizer: of the prompts; default: the model's own.
+        tokenizer: tokenizer of the prompts; default: the model's own.
     """
 
     lengths: Lengths
@@ -40,9 +40,9 @@ class PerplexitySection(Section):
 
     Attributes:
         data: a prepare stage, or a folder of shards.
-        split: which of its rows.
-        lengths: tokens in view, the scored ones included.
-        rows: documents scored, at most.
+        split: which rows of the data to score.
+        lengths: context lengths in tokens, the scored tokens included.
+        rows: the largest number of documents to score.
         scored: how many tokens at the end of a document count; default: half the shortest length.
     """
 
@@ -70,10 +70,10 @@ class PerplexitySection(Section):
 
 
 class WorkerResources(Section):
-    """What one worker gets of the cluster.
+    """Resources of one worker.
 
     Attributes:
-        cpus: logical CPUs, and with it threads.
+        cpus: logical CPUs, which is also the number of threads.
         gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs.
     """
 
@@ -90,12 +90,12 @@ class EvaluateKeys(StageKeys):
         recall: needle recall, or None.
         perplexity: perplexity by length, or None.
         bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
-            their lengths include: `auto`: as the model's tokenizer does, or else the perplexity data.
-        workers: Ray tasks that score side by side; default: as many as the cluster has room for. It does not
+            their lengths include; `auto` does as the model's tokenizer does, or else as the perplexity data.
+        workers: Ray tasks that score in parallel; default: as many as the cluster has room for. It does not
             change the scores.
-        resources: of one worker.
-        tokens_per_batch: tokens that go through the model together, at most, unless one row alone has more.
-        precision: of the weights and the arithmetic; `auto` is bf16 on GPUs that have it, else fp32.
+        resources: CPUs and GPUs of each worker.
+        tokens_per_batch: the most tokens that go through the model together, unless a single row has more.
+        precision: type of weights and arithmetic; `auto` is bf16 on GPUs that support it, else fp32.
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset({"workers"})

@@ -55,7 +55,7 @@ class StageKeys(Section):
     """Base of every `...Keys`: the keys below `stages.<name>.<kind>`.
 
     `execution_keys` names the keys that say how the work is done and not what comes out (`workers`,
-    `log_every`): they are left out of the fingerprint, so an unfinished stage goes on after they changed.
+    `log_every`): they are left out of the fingerprint, so an unfinished stage resumes even after they change.
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset()

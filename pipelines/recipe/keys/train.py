@@ -38,7 +38,7 @@ def bytes_of(text: str) -> int:
     found = _AMOUNT.fullmatch(text)
     unit = None if found is None else _UNITS.get(found[2].upper())
     if found is None or unit is None or not float(found[1]):
-        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, as in 80GiB")
+        raise ValueError(f"{text!r} is not an amount of memory; write a number and its unit, as in 80GiB")
     return int(float(found[1]) * unit)
 
 
@@ -97,7 +97,7 @@ class Gpu(Section):
     """The GPUs that workers will get.
 
     Attributes:
-        memory: of one of them, such as `80GiB`. By default that of the cluster's type of GPU, where Ray tells
+        memory: memory of one GPU, such as `80GiB`. By default that of the cluster's type of GPU, if Ray tells
             it. What does not fit is refused before anything starts.
     """
 
@@ -112,7 +112,7 @@ class Gpu(Section):
 
     @property
     def bytes(self) -> int | None:
-        """The memory of one of them; None where the recipe does not say."""
+        """The memory of one GPU in bytes; None if the recipe does not say."""
         return None if self.memory is None else bytes_of(self.memory)
 
 
@@ -124,30 +124,30 @@ class TrainKeys(StageKeys):
         model: a train stage, `builtin:tiny`, a folder, a hub name (`owner/name` or
             `owner/name@revision`), or `{new: {...}}`.
         attention: what the attention layers compute while training.
-        hylora: what trains; every parameter where it is left out.
+        hylora: which parameters train; all of them if it is left out.
         steps: optimizer updates.
         tokens_per_step: tokens that go into one update, over all workers.
         micro_batch_rows: rows that one worker runs through the model together.
         workers: Ray Train workers; each holds a share of every step's rows.
         context_parallel: workers that share each row, equal parts of it; divides `workers`. A row then needs
-            as much memory per worker as one of that fraction of its length.
+            as much memory per worker as a row of that fraction of its length.
         deepspeed: how training state is split over the workers.
-        learning_rate: the highest; `schedule` says how it gets there and goes down again.
+        learning_rate: the peak learning rate; `schedule` says how it rises and falls.
         schedule: of the learning rate.
-        weight_decay: of matrices; vectors (norms, biases) never decay.
-        betas: of AdamW.
-        clip: gradients are scaled down to this norm; null leaves them as they are.
+        weight_decay: weight decay of matrices; vectors (norms, biases) never decay.
+        betas: AdamW's betas.
+        clip: the largest norm of the gradients, which are scaled down to it; null for no limit.
         precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights. `auto` is
             bf16 on GPUs that have it, else fp32 (see `pipelines.system.precision`).
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        activation_checkpointing: recompute activations in the backward pass instead of keeping them.
         checkpoint_every: steps between checkpoints; the last step always writes one.
-        keep_checkpoints: how many stay.
+        keep_checkpoints: how many of the newest checkpoints are kept.
         max_failures: how often training restarts from a checkpoint after a worker was lost.
-        max_preemptions: how often it does after a node was taken away with notice (a drained spot machine),
-            counted apart; null for no limit.
+        max_preemptions: how often it restarts after a node is taken away with notice (drained spot machine),
+            counted separately; null for no limit.
         log_every: steps between records of the metrics.
-        resources: of one worker.
-        gpu: what a GPU of the workers has; compared with what a worker needs.
+        resources: CPUs and GPUs of each worker.
+        gpu: what a worker's GPU has; compared with what a worker needs.
     """
 
     execution_keys: ClassVar[frozenset[str]] = frozenset(
@@ -196,7 +196,7 @@ class TrainKeys(StageKeys):
             raise InvalidKeyError("schedule.warmup_steps", f"must be less than steps ({self.steps})")
         if isinstance(self.model, NewModel) and self.hylora is not None:
             raise InvalidKeyError(
-                "hylora", "adapts a trained model, and this one is new; remove it to train every parameter"
+                "hylora", "adapts a trained model, but this one is new; remove it to train every parameter"
             )
         return self
 

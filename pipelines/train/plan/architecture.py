@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def described_model(stage: TrainKeys, context: CheckContext) -> Described | None:
-    """Returns what `stage` trains; None where nothing says it before the run.
+    """Returns the model that `stage` trains; None if that is unknown before the run.
 
     Raises:
-        EspanError: the model is not to be had, or its config.json is no JSON object.
+        EspanError: the model cannot be obtained, or its config.json is no JSON object.
     """
     if not isinstance(stage.model, str):
         return Described.new(stage.model.new)

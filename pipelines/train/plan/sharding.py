@@ -1,4 +1,4 @@
-"""Whether the model takes the data's rows, whole or cut over `context_parallel` workers."""
+"""Whether the model accepts the data's rows, whole or cut over `context_parallel` workers."""
 
 from __future__ import annotations
 

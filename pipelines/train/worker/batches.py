@@ -80,7 +80,7 @@ class BatchPlan:
             group run the same micro-batches, each its part of every row (see `worker_groups.py`).
 
     Raises:
-        ValueError: the rows are no whole number of micro-batches for every group.
+        ValueError: the rows cannot be split into whole micro-batches for every group.
     """
 
     rows_per_step: int

@@ -47,7 +47,7 @@ class TrainState:
             a counter; there is no generator whose state would have to be kept.
         next_micro_batch: that counter's next value.
         workers: how many wrote the checkpoint; another number loads it through DeepSpeed's universal format.
-        zero: DeepSpeed ZeRO stage, which cannot change on the way.
+        zero: DeepSpeed ZeRO stage, which cannot change during a training.
         precision: of weights and arithmetic. Checkpoints that do not say were written when it was fp32 unless
             a recipe asked for bf16.
     """
@@ -103,7 +103,7 @@ class CheckpointStore:
         """Writes one checkpoint; every worker calls it. Returns the checkpoint's place.
 
         Args:
-            state: what `state.json` shall say.
+            state: the content of `state.json`.
             write: writes this worker's files below the local folder it is given.
             group: the workers; the first commits, the first of each node makes that node's folder and uploads
                 it.
@@ -204,7 +204,7 @@ def _read_state(place: str) -> TrainState:
 
 
 def _remove(place: str) -> None:
-    """Removes a checkpoint, its marker first: what is half removed must not look whole."""
+    """Removes a checkpoint, its marker first: a half-removed one must not look complete."""
     storage.remove(storage.join(place, COMMITTED))
     storage.remove_folder(place)
 

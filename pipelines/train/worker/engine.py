@@ -1,4 +1,4 @@
-"""DeepSpeed, held to one file: its configuration, its start, and what it stores."""
+"""DeepSpeed, kept in one file: its configuration, its start, and what it stores."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Engine:
         return sum(elements) * _STATE_BYTES + weights * (2 if self._adapter else 1)
 
     def load(self, folder: Path, tag: str = ENGINE_FOLDER) -> None:
-        """Takes up the state that `save` wrote, or its universal form in `folder/tag`; every worker calls it.
+        """Restores the state that `save` wrote, or its universal form in `folder/tag`; every worker calls it.
 
         Raises:
             EspanError: DeepSpeed found nothing it can use.
@@ -176,7 +176,7 @@ class Engine:
         state = self._full_state()
         if state is None:
             return
-        # What trains of the embeddings is in the state already; left open, PEFT asks the model hub.
+        # Trained embeddings are in the state already; without this setting, PEFT asks the model hub.
         options = {"save_embedding_layers": False} if self._adapter else {}
         self.model.save_pretrained(str(folder), state_dict=state, **options)
 
@@ -226,7 +226,7 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def import_deepspeed() -> Any:
-    """Returns DeepSpeed, quiet, and without what it compiles on a CPU."""
+    """Returns DeepSpeed with quiet logging, and without the operator that it compiles on a CPU."""
     import deepspeed.ops
 
     if not torch.cuda.is_available():

@@ -42,7 +42,7 @@ def train_loop_per_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns the first worker's summary.
 
     Raises:
-        FinalFailure: what a restart of the workers would not mend. One worker's is enough: Ray Train ends the
+        FinalFailure: what a restart of the workers would not fix. One worker's is enough: Ray Train ends the
             others, which may wait for it in an exchange.
     """
     forget_launchers()
@@ -96,7 +96,7 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         packed = corpus.manifest.packing == "documents"
         order = RowOrder(len(corpus), job.seed)
         context = stack.enter_context(context_group(group, layout))
-        # Whoever reads the metrics later can tell which steps' times are those of another set of workers.
+        # So readers of the metrics can tell which steps were timed with another set of workers.
         shape = {
             "workers": group.size,
             "nodes": nodes,
@@ -199,7 +199,7 @@ class _Metrics:
             storage.upload_folder(self._folder, self._output)
 
     def summary(self) -> dict[str, Any]:
-        """Returns what the metrics of all steps come to."""
+        """Returns a summary of the metrics of all steps."""
         records = read_metrics(str(self._folder / METRICS_FILE))
         return {
             "steps": records[-1]["step"],

@@ -14,7 +14,7 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 _NO_CURVE = ("step", "workers", "nodes", "gpus", "context_parallel")
-"""What a record says of its run; the same at every step."""
+"""Fields that describe the run and are the same at every step."""
 
 Metrics = Mapping[str, float | int]
 

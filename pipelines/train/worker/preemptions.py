@@ -1,4 +1,4 @@
-"""Nodes that are announced to go away: their notice, and how a worker behaves until they are gone."""
+"""Notices that nodes will be taken away, and how a worker behaves until they are gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 _WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _UNKNOWN_DEADLINE_SECONDS = 120.0
-"""How long Ray Train (2.60) waits for nodes whose end nobody named."""
+"""How long Ray Train (2.60) waits for nodes without an announced end."""
 _SLACK_SECONDS = 30.0
 
 
@@ -16,13 +16,13 @@ class Preemptions:
     """One worker's view of the preemptions that Ray Train tells it of; every worker of a training has one."""
 
     def __init__(self) -> None:
-        # In a local cluster nobody watches, and asking would be an exchange per step for nothing.
+        # A local cluster has no watcher, and asking would cost an exchange per step for nothing.
         self._watched = os.environ.get(_WATCHER, "1") != "0"
         self._latest: Any = None
         self._ends = 0.0
 
     def announced(self) -> bool:
-        """Says whether another node is announced to go away since the last call; every worker calls it."""
+        """Says whether another node was announced to go away since the last call; every worker calls it."""
         if not self._watched:
             return False
         import ray.train

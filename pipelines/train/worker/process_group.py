@@ -14,7 +14,7 @@ _RayBackend: type = TorchConfig().backend_cls
 
 
 class _CheckedBackend(_RayBackend):
-    """Ray's own, which on a worker without a GPU would fail deep inside of NCCL and be tried again.
+    """Ray's own, which on a worker without a GPU would fail deep inside NCCL and be retried.
 
     What is raised here comes from the controller and not from a worker, and so ends the training at once.
     """
@@ -43,7 +43,7 @@ class CheckedTorchConfig(TorchConfig):
 
 
 def _find_own_device() -> Device:
-    # All GPUs of a node are visible to each of its workers, which would else all look at the first.
+    # All GPUs of a node are visible to each of its workers, which would otherwise all look at the first.
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
     return find_device()

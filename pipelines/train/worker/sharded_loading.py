@@ -37,7 +37,7 @@ def load_sharded(opened: Opened, stage: TrainKeys, group: Group) -> nn.Module:
 
 
 class _Arriving(nn.Module):
-    """A module whose parameters come into being one by one, while they are asked for."""
+    """A module whose parameters are created one by one, as they are requested."""
 
     def __init__(self, opened: Opened, stage: TrainKeys, group: Group) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Arriving(nn.Module):
             try:
                 value.copy_(opened.weights.read(name, mapped=True))
             except (EspanError, OSError) as error:
-                # The others wait for a tensor: they get one, and hear of the problem when all are through.
+                # The others wait for a tensor: they get one, and learn of the problem at the end.
                 self._problem = str(error)
         return value
 

@@ -38,7 +38,7 @@ def save_sharded(model: PreTrainedModel, folder: Path) -> None:
             write_files(model, files, lambda name: _gathered(tensors[next(left)]), folder)
             write_settings(model, folder, next(model.parameters()).dtype)
         except (OSError, EspanError) as error:
-            # The others go through all tensors before they can hear of it.
+            # The others go through all tensors before they can be told.
             problem = [f"the trained model cannot be written: {error}"]
             for name in left:
                 _gathered(tensors[name])

@@ -1,4 +1,4 @@
-"""One training writes a folder at a time, also while an earlier one is still being killed."""
+"""Only one training writes to a folder at a time, even while an earlier one is still being killed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PATIENCE_SECONDS = 60.0
 
 @contextmanager
 def sole_writer(folder: str, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """Holds a local folder; the kernel lets it go when the process dies, however it dies.
+    """Holds a local folder; the kernel releases it when the process dies, however it dies.
 
     When a driver is killed, its workers live on for a moment and might still write. An object store has no
-    such lock; there the workspace's lease, which outlasts the workers of a killed driver, has to do.
+    such lock; there the workspace's lease, which outlasts the workers of a killed driver, must suffice.
 
     Raises:
         EspanError: another process held the folder for `patience_seconds`.
@@ -34,7 +34,7 @@ def sole_writer(folder: str, patience_seconds: float = PATIENCE_SECONDS) -> Iter
         while not _locked(descriptor):
             if time.monotonic() > deadline:
                 raise EspanError(
-                    f"{folder} is still being written by another training; stop it or wait until it has ended"
+                    f"{folder} is still being written by another training; stop it or wait for it to end"
                 )
             time.sleep(0.1)
         yield

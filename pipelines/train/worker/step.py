@@ -1,4 +1,4 @@
-"""One optimizer step: the worker's micro-batches, the exchange of what they came to, the update."""
+"""One optimizer step: the worker's micro-batches, the exchange of their results, the update."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Steps:
         try:
             loss_sum = self.engine.loss_sum(data.input_ids.to(device), cu_seqlens, self._shard(data))
         except ValueError as error:
-            # How models and attentions say that they do not take what they are given.
+            # How models and attentions refuse an input.
             refusal = " ".join(str(error).split())
             raise EspanError(f"the model refuses micro-batch {batch.number}: {refusal}") from error
         self.engine.backward(loss_sum, targets)

@@ -119,7 +119,7 @@ def test_gradients_may_be_exchanged_while_rows_are(
 
 
 def train_in_small_buckets(group: Group, job: TrainJob) -> None:
-    """As a large model trains: DeepSpeed sums what gradients there are in the midst of the backward pass."""
+    """As a large model trains: DeepSpeed sums what gradients there are in the middle of the backward pass."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(engine_module, "_BUCKET_ELEMENTS", 3000)
         train_silently(group, job)

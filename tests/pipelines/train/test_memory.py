@@ -65,7 +65,7 @@ def test_memory_of_a_gpu_is_written_with_its_unit(written: str, expected: int) -
 
 @pytest.mark.parametrize("written", ["80", "GiB", "0GiB", "80 GiBs", "-1GiB"])
 def test_what_is_no_amount_of_memory_is_refused(written: str) -> None:
-    with pytest.raises(ValidationError, match="is no amount of memory; write a number and its unit"):
+    with pytest.raises(ValidationError, match="is not an amount of memory; write a number and its unit"):
         stage(gpu={"memory": written})
 
 

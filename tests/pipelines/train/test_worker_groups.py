@@ -28,7 +28,7 @@ def _places(layout: WorkerGroups) -> range:
 
 @pytest.mark.parametrize(("workers", "context_parallel"), [(4, 3), (2, 4), (0, 1), (2, 0)])
 def test_groups_that_would_not_be_whole_are_refused(workers: int, context_parallel: int) -> None:
-    with pytest.raises(ValueError, match=f"{workers} workers are no whole number of groups"):
+    with pytest.raises(ValueError, match=f"{workers} workers cannot be split into groups"):
         WorkerGroups(workers, context_parallel)
 
 

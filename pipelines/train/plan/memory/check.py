@@ -29,7 +29,7 @@ def check_memory(
 ) -> None:
     """Refuses a training whose workers cannot fit their devices.
 
-    What is too much for this machine's main memory is refused by a run alone: who plans may mean to run it
+    What is too much for this machine's main memory is refused only by a run: whoever plans may want to run it
     on a cluster that is not here.
 
     Raises:
@@ -62,7 +62,7 @@ def check_memory(
 def memory_text(
     stage: TrainKeys, model: Described | PreTrainedConfig | None, rows: Rows, device: Device
 ) -> dict[str, str]:
-    """Returns what `espan plan` prints of memory."""
+    """Returns what `espan plan` prints about memory."""
     if model is None:
         return {"memory": "unknown until the model is here"}
     counted = counted_model(model, rows)

@@ -28,7 +28,7 @@ PROCESS_BYTES = 600 << 20
 
 
 class UncountableError(EspanError):
-    """The model does not run without memory, so nothing can be said."""
+    """The model does not run without memory, so its needs cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Counted:
         self._runs: dict[str, tuple[Weights, list[Stretch]]] = {}
 
     def parts(self, stage: TrainKeys, *, gpu: bool) -> MemoryParts:
-        """Returns what one worker of `stage` holds at its fullest, on a GPU or in main memory.
+        """Returns the peak memory of one worker of `stage`, on a GPU or in main memory.
 
         Raises:
-            InvalidKeyError: the model cannot run such rows, or not train so.
+            InvalidKeyError: the model cannot run such rows, or cannot be trained this way.
             UncountableError: it does not run without memory.
         """
         try:

@@ -40,7 +40,7 @@ class Device:
 
     Attributes:
         gpu: on a GPU; on a CPU, in main memory, if not.
-        memory: bytes that it has; None where nobody tells.
+        memory: its bytes; None if unknown.
         name: what to call it.
         hosts: main memory in bytes of each kind of node that workers may get, and how many of them share it.
         local: it is this machine's main memory, which all workers share.

@@ -100,7 +100,7 @@ class _Plain:
         self.own = -(-self.trained // sharing.workers)
 
     def always(self) -> MemoryParts:
-        """What lies there all the time."""
+        """Memory that is held all the time."""
         weights = self.weights.numbers * self.width + self.weights.buffers
         return MemoryParts(weights=weights, optimizer=2 * self.width * self.trained)
 
@@ -137,12 +137,12 @@ class _Split(_Plain):
     """ZeRO 1 and 2: the optimizer works on the own share of all trained numbers, laid end to end."""
 
     def always(self) -> MemoryParts:
-        """Weights, and of the own share a float32 copy and two moments."""
+        """Weights, plus a float32 copy and two moments of the worker's own share."""
         weights = self.weights.numbers * self.width + self.weights.buffers
         return MemoryParts(weights=weights, optimizer=3 * _WIDE * self.own)
 
     def in_pass(self, moment: Moment) -> MemoryParts:
-        """A bucket takes up gradients; stage 1 keeps them all until the step, stage 2 the own share."""
+        """A bucket collects gradients; stage 1 keeps all until the step, stage 2 the worker's share."""
         kept = self._kept_gradients()
         if not self.sharing.accumulating:
             kept = min(kept, moment.gradients) if self._waits() else min(kept, self._summed(moment))

@@ -41,7 +41,7 @@ def find_fix(stage: TrainKeys, fits: Callable[[TrainKeys], bool], *, shared: boo
 
     Args:
         stage: as it is.
-        fits: says whether a changed one does; raises InvalidKeyError or EspanError where it cannot be.
+        fits: says whether a changed stage fits; raises InvalidKeyError or EspanError if it is impossible.
         shared: the workers share one memory, so that fewer of them need less.
     """
     changes = list(_changes(stage, shared))
@@ -53,7 +53,7 @@ def find_fix(stage: TrainKeys, fits: Callable[[TrainKeys], bool], *, shared: boo
 
 
 def _changes(stage: TrainKeys, shared: bool) -> Iterator[_Change]:
-    """What may help, in the order of what it costs: time, exchanges, machines, precision."""
+    """Changes that may help, cheapest first: they cost time, exchanges, machines, precision."""
     if not stage.activation_checkpointing:
         yield _Change("activation_checkpointing", True, "activation_checkpointing: true")
     if stage.workers > 1:

@@ -1,4 +1,4 @@
-"""What a worker's memory goes to, part by part, and how that is written."""
+"""What a worker's memory is used for, part by part, and how that is printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.system.machine import bytes_text
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes that one worker holds at its fullest.
+    """The peak memory of one worker, in bytes.
 
     Attributes:
         weights: parameters and buffers; under ZeRO-3 its share, and what is gathered of the others'.
@@ -21,7 +21,7 @@ class MemoryParts:
         buckets: what gradients are collected in to be summed over the workers.
         exchange: keys, values and states received from the workers that share a row.
         process: the process without any of these, where it lies in the same memory.
-        moment: when that is.
+        moment: when the peak occurs.
     """
 
     weights: int = 0
@@ -41,7 +41,7 @@ class MemoryParts:
         return sum(size for _, size in self._sizes())
 
     def __str__(self) -> str:
-        """Returns the parts that there are, in their order."""
+        """Returns the parts that are not empty, in their order."""
         return ", ".join(f"{name} {bytes_text(size)}" for name, size in self._sizes() if size)
 
     def _sizes(self) -> list[tuple[str, int]]:

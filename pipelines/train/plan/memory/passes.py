@@ -37,7 +37,7 @@ class Skeleton:
         dtype: of weights and arithmetic.
 
     Raises:
-        ValueError: the model cannot be trained so.
+        ValueError: the model cannot be trained this way.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Skeleton:
                 model = apply_hylora(model, hylora)
             else:
                 model.requires_grad_(True)
-            # DeepSpeed, too, turns all there is into one precision.
+            # DeepSpeed, too, casts everything to one precision.
             self._model = attach(model.to(dtype), attention).train()
         self.weights = _weights(self._model)
         self._watch = Watch(self._model)
@@ -80,7 +80,7 @@ class Skeleton:
                 self._plain.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
             else:
                 self._plain.gradient_checkpointing_disable()
-            # How many documents there are decides next to nothing; that there are several does.
+            # The number of documents hardly matters; that there are several does.
             bounds = torch.tensor([0, batch.tokens // 2, batch.tokens], dtype=torch.int32)
             # Layers that take documents only on several ranks run as on one document here.
             packed = batch.packed and packing_refusal(self._plain) is None

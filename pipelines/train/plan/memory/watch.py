@@ -1,4 +1,4 @@
-"""Says where each layer of a model begins and ends in a pass, and stands in for layers like one before."""
+"""Marks where each layer of a model begins and ends in a pass, and replaces layers like an earlier one."""
 
 from __future__ import annotations
 
