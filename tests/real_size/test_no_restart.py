@@ -29,7 +29,7 @@ from tests.pipelines.train.conftest import ROOT, MakeJob, write_corpus
 from tests.pipelines.train.conftest import alone as alone
 from tests.pipelines.train.conftest import corpus as corpus
 from tests.pipelines.train.conftest import make_job as make_job
-from tests.pipelines.train.test_training import metrics, train_silently
+from tests.pipelines.train.trainings import metrics, train_silently
 
 ROWS, LENGTH = 4, 64
 PATIENCE_SECONDS = 560
@@ -39,9 +39,9 @@ import pickle, subprocess, sys
 from pathlib import Path
 from pipelines.system.cluster_session import close_ray_session
 from pipelines.errors import EspanError
-from pipelines.recipe.keys.section import Context
+from pipelines.context import Context
 from pipelines.train.worker.metrics import read_metrics
-from pipelines.train.check import run
+from pipelines.train.run import run
 for stage, output, before in pickle.loads(Path(sys.argv[1]).read_bytes()):
     for command in before:
         subprocess.run(command, check=True)

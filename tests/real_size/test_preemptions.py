@@ -13,7 +13,7 @@ from pipelines.train.restarts import failure_config
 from tests.pipelines.train.conftest import ROOT, MakeJob
 from tests.pipelines.train.conftest import corpus as corpus
 from tests.pipelines.train.conftest import make_job as make_job
-from tests.pipelines.train.test_training import metrics
+from tests.pipelines.train.trainings import metrics
 
 PATIENCE_SECONDS = 300
 
@@ -27,9 +27,9 @@ from ray.cluster_utils import Cluster
 from ray._private.state import available_resources_per_node
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from pipelines.recipe.keys.section import Context
+from pipelines.context import Context
 from pipelines.train.worker.metrics import read_metrics
-from pipelines.train.check import run
+from pipelines.train.run import run
 
 PREEMPTION = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 stage, output = pickle.loads(Path(sys.argv[1]).read_bytes())

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,47 +11,9 @@ import pytest
 import torch
 
 from pipelines.train.job import TrainJob
-from tests.pipelines.train.conftest import ROOT, MakeJob, Workers
-from tests.pipelines.train.test_training import metrics, train_silently
-
-PATIENCE_SECONDS = 240
-
-DRIVER = """
-import pickle, sys
-from pathlib import Path
-from pipelines.system.cluster_session import close_ray_session
-from pipelines.recipe.keys.section import Context
-from pipelines.train.check import run
-for stage, output, seed in pickle.loads(Path(sys.argv[1]).read_bytes()):
-    print(run(stage, Context("tuned", output, seed, {}, output, {})), flush=True)
-close_ray_session()
-"""
-
-
-@contextmanager
-def driver(folder: Path, *jobs: TrainJob) -> Iterator[psutil.Popen]:
-    """A process that runs train stages as `espan run` does, one after another, on its own Ray.
-
-    It ends with all it started.
-    """
-    import pickle
-
-    task = folder / "tasks"
-    task.write_bytes(pickle.dumps([(job.keys, job.output, job.seed) for job in jobs]))
-    environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    log = (folder / "driver.log").open("a")
-    process = psutil.Popen(
-        [sys.executable, "-c", DRIVER, str(task)], env=environment, cwd=ROOT, stdout=log, stderr=log
-    )
-    try:
-        yield process
-    finally:
-        started = process.children(recursive=True) if process.is_running() else []
-        for each in [process, *started]:
-            if each.is_running():
-                each.kill()
-        process.wait()
-        log.close()
+from tests.pipelines.train.conftest import MakeJob, Workers
+from tests.pipelines.train.drivers import PATIENCE_SECONDS, driver
+from tests.pipelines.train.trainings import metrics, train_silently
 
 
 def wait_for(condition: Callable[[], bool], process: psutil.Popen, log: Path) -> None:

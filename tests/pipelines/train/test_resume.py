@@ -11,7 +11,7 @@ from pipelines.train.worker import checkpoints
 from pipelines.train.worker.group import Group
 from pipelines.train.worker.loop import train
 from tests.pipelines.train.conftest import MakeJob, Workers
-from tests.pipelines.train.test_training import metrics, train_silently
+from tests.pipelines.train.trainings import metrics, train_silently
 
 
 class Killed(BaseException):

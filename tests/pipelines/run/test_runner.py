@@ -21,7 +21,7 @@ from pipelines.system import storage
 from pipelines.system.progress import Progress
 
 WriteRecipe = Callable[..., Path]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 SUM = """\
 name: sums

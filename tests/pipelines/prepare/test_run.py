@@ -188,8 +188,9 @@ def test_two_generated_sources_never_share_a_document(cluster: str, tmp_path: Pa
 PROGRAM = """
 import json, sys
 import ray
-from pipelines.prepare.check import PrepareKeys, run
-from pipelines.recipe.keys.section import Context
+from pipelines.prepare.run import run
+from pipelines.recipe.keys.prepare import PrepareKeys
+from pipelines.context import Context
 keys, output, address, cpus = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 own = {"address": "local", "num_cpus": int(cpus), "include_dashboard": False}
 options = {"address": address} if address else own

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.cli import main
 
-BROKEN = Path(__file__).parent.parent / "data" / "broken"
+BROKEN = Path(__file__).parents[2] / "data" / "broken"
 
 PROBLEMS = {
     "chunk-not-whole-blocks": (

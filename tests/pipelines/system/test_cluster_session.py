@@ -18,7 +18,7 @@ from pipelines.errors import EspanError
 from pipelines.system import cluster_session
 from pipelines.system.cluster_session import close_ray_session, in_ray_job, ray_session
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
