@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import jobs
-from pipelines.errors import EspanError, InterruptedRunError, RecipeError
+from pipelines.errors import EspanError, InterruptedRunError, RecipeError, one_line
 from pipelines.kinds import KINDS
 from pipelines.system.disk import write_problem
 from tuning.kinds import TUNING_KINDS
@@ -163,7 +163,7 @@ def main() -> None:
     except Exception as error:
         if "ESPAN_TRACEBACK" in os.environ:
             raise
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = one_line(f"{type(error).__name__}: {error}")
         _fail(EspanError(f"unexpected {what}; ESPAN_TRACEBACK=1 shows where"), FAILED)
 
 

@@ -102,6 +102,10 @@ class Context:
     recipe: Mapping[str, Any]
     progress: Progress = field(default_factory=Progress)
 
+    def path_of(self, reference: str) -> str:
+        """Returns the folder of the finished stage called `reference`; anything else is a folder itself."""
+        return self.inputs[reference].path if reference in self.inputs else reference
+
 
 def _no_files(keys: Any) -> tuple[str, ...]:
     return ()

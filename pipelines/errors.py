@@ -51,6 +51,11 @@ class InvalidKeyError(ValueError):
         return (f"{self.key}: " if self.key else "") + self.what + did_you_mean(self.suggestion)
 
 
+def one_line(message: object) -> str:
+    """Returns a message, such as an exception, with every run of white space made one space."""
+    return " ".join(str(message).split())
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """Returns the candidate spelt most like `word`, or None when none comes close."""
     by_folded = {candidate.casefold(): candidate for candidate in candidates}

@@ -29,10 +29,8 @@ from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.precision import NoBfloat16Error, choose_precision, torch_dtype, without_bf16
 from pipelines.system.reserved_tasks import memory_to_reserve
-from pipelines.system.versions import dependency_versions, machine
+from pipelines.system.versions import decisive_versions, machine
 from pipelines.system.worker_resources import as_many_as_fit, check_room
-
-_DECISIVE = ("python", "torch", "transformers", "peft", "expansion-span")
 
 
 def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
@@ -110,7 +108,6 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         storage.join(context.output, SAMPLES_FILE),
         "".join(json.dumps(sample) + "\n" for sample in rows.samples()),
     )
-    versions = dependency_versions()
     return Scores(
         model=keys.written.model,
         attention=keys.attention.model_dump(mode="json"),
@@ -124,12 +121,12 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         ),
         seconds=round(time.monotonic() - started, 3),
         machine=machine(),
-        versions={name: versions[name] for name in _DECISIVE if name in versions},
+        versions=decisive_versions(),
     )
 
 
 def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
-    shards = context.inputs[keys.data].path if keys.data in context.inputs else keys.data
+    shards = context.path_of(keys.data)
     return find_windows(split_folder(shards, keys.split), longest=max(keys.lengths), windows=keys.rows)
 
 

@@ -15,10 +15,9 @@ from pipelines.models.files import is_place
 from pipelines.models.references import ModelSource
 from pipelines.recipe.keys.export import ExportKeys, Form
 from pipelines.recipe.references import is_builtin, split_reference
-from pipelines.system.versions import code_version, dependency_versions
+from pipelines.system.versions import code_version, decisive_versions
 
 _FOLDER = "path/to/this/folder"
-_VERSIONS = ("python", "torch", "transformers", "peft", "expansion-span")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def model_card(
         f"# {recipe['name']}",
         _what(form, source, stage, recipe),
         "## Use\n\n" + _use(form, source, check.model_class) + _beginning(beginning),
-        _scores([(name, Scores.read(_place(name, context))) for name in stage.scores]),
+        _scores([(name, Scores.read(context.path_of(name))) for name in stage.scores]),
         "## Checked\n\n" + _checked(form, check),
         "## How it was made\n\n" + _origin(recipe),
     ]
@@ -175,14 +174,9 @@ def _checked(form: Form, check: Check) -> str:
 
 def _origin(recipe: Mapping[str, Any]) -> str:
     written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()
-    versions = dependency_versions()
-    named = ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if name in versions)
+    named = ", ".join(f"{name} {version}" for name, version in decisive_versions().items())
     code = code_version()
     return (
         "With [Expansion Span](https://arxiv.org/abs/2412.13328), from this recipe:\n\n"
         f"```yaml\n{written}\n```\n\nVersions: {named}; code {code.get('commit', code['version'])}."
     )
-
-
-def _place(stage: str, context: Context) -> str:
-    return context.inputs[stage].path if stage in context.inputs else stage

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import EspanError
+from pipelines.errors import EspanError, one_line
 from pipelines.needles.compose import needle_document
 from pipelines.prepare import decompress, records
 from pipelines.prepare.columns import check_column, contents
@@ -110,7 +110,7 @@ def read_part(source: PathSource | NeedlesSource, part: CorpusPart, seed: int) -
         try:
             yield from _READERS[kind_of(file) or "text"](source, file, part)
         except (*decompress.ERRORS, pa.ArrowException, MemoryError) as error:
-            what = f"cannot be read to its end: {_one_line(error)}; repair or remove the file"
+            what = f"cannot be read to its end: {_reason(error)}; repair or remove the file"
             raise EspanError(f"{file}: {what}") from error
 
 
@@ -285,11 +285,11 @@ def _parquet_file(stream: BinaryIO, file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(stream)
     except pa.ArrowException as error:
-        raise EspanError(f"{file}: not a Parquet file ({_one_line(error)}); repair or remove it") from error
+        raise EspanError(f"{file}: not a Parquet file ({_reason(error)}); repair or remove it") from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def _reason(error: Exception) -> str:
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 _READERS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.errors import RecipeError, did_you_mean
+from pipelines.errors import RecipeError, did_you_mean, one_line
 
 KeyPath = tuple[str | int, ...]
 
@@ -103,11 +103,6 @@ def parse_scalar(text: str) -> Any:
     """Returns what `text` means as a YAML scalar: `8` is a number, `true` a boolean, everything else text."""
     tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
     return _scalar(_Loader(""), yaml.ScalarNode(tag, text))
-
-
-def one_line(text: str) -> str:
-    """Returns `text` with every run of white space made one space."""
-    return " ".join(text.split())
 
 
 class _Reader:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.context import Context, StageOutput
-from pipelines.errors import EspanError, InterruptedRunError
+from pipelines.errors import EspanError, InterruptedRunError, one_line
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
-from pipelines.recipe.yaml_source import one_line
 from pipelines.records import FINISHED, STARTED
 from pipelines.run.lineage import FileHashes, finished_record, started_record
 from pipelines.run.lock import WorkspaceLock, workspace_lock
@@ -159,7 +158,7 @@ def _failure(name: str, output: str, error: Exception) -> EspanError:
     """Returns one line about a failed stage; the traceback goes to a file in the stage's folder."""
     cause = getattr(error, "cause", None) or error  # Ray wraps what a remote task raised
     if isinstance(cause, EspanError):
-        return EspanError(f"stage '{name}': {one_line(str(cause))}")
+        return EspanError(f"stage '{name}': {one_line(cause)}")
     if problem := write_problem(error, output):
         return EspanError(f"stage '{name}': {one_line(problem)}")
     place = storage.join(output, FAILURE)

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pipelines.errors import EspanError
+from pipelines.errors import EspanError, one_line
 from pipelines.system.capacity import Capacity, cluster_capacity
 from pipelines.system.machine import bytes_text
 from pipelines.system.progress import Progress
@@ -43,7 +43,7 @@ def run_reserved(
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, EspanError):
             raise cause from error
-        what = " ".join(str(cause).split())
+        what = one_line(cause)
         raise EspanError(f"{label} failed: {type(cause).__name__}: {what}") from error
     except BaseException:
         ray.cancel(reference)

@@ -23,6 +23,13 @@ def dependency_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **dict(sorted(found.items()))}
 
 
+def decisive_versions() -> dict[str, str]:
+    """Returns the versions of what decides a model's numbers, as far as it is installed."""
+    versions = dependency_versions()
+    names = ("python", "torch", "transformers", "peft", "expansion-span")
+    return {name: versions[name] for name in names if name in versions}
+
+
 @cache
 def code_version() -> dict[str, str]:
     """Returns the version of this package and, in a git checkout, the commit it is at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.context import Check, CheckContext
-from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.errors import EspanError, InvalidKeyError, one_line
 from pipelines.models.configuration import Described
 from pipelines.models.references import check_model, external_files, plan_of_model
 from pipelines.prepare.shards import MANIFEST, read_manifest
@@ -132,7 +132,7 @@ def _check_new_model(model: NewModel) -> None:
     try:
         Described.new(model.new).remembered("valid", None, lambda _: True)
     except (TypeError, ValueError) as error:
-        raise InvalidKeyError("model.new", " ".join(str(error).split())) from error
+        raise InvalidKeyError("model.new", one_line(error)) from error
 
 
 def _groups_text(groups: int) -> str:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 
-from pipelines.errors import EspanError
+from pipelines.errors import EspanError, one_line
 from pipelines.system.disk import write_problem
 
 _CONNECTION_TEXT = re.compile(
@@ -58,17 +58,17 @@ def _explained(error: Exception, output: str | None) -> tuple[str, str]:
     report = "".join(traceback.format_exception(error))
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"the GPU's memory ran out ({_one_line(error).split('. ')[0]}); lower micro_batch_rows, set "
+            f"the GPU's memory ran out ({one_line(error).split('. ')[0]}); lower micro_batch_rows, set "
             "activation_checkpointing: true, or raise context_parallel or deepspeed.zero"
         ), report
     if isinstance(error, MemoryError) or _HOST_MEMORY_TEXT in str(error):
         return (
-            f"a worker's memory ran out ({_one_line(error) or 'MemoryError'}); lower workers or "
+            f"a worker's memory ran out ({one_line(error) or 'MemoryError'}); lower workers or "
             "micro_batch_rows, set activation_checkpointing: true, or use machines with more memory"
         ), report
     if problem := write_problem(error, output):
         return problem, report
-    text = _one_line(error)
+    text = one_line(error)
     return f"{type(error).__name__}{f': {text}' if text else ''}{_where(error)}", report
 
 
@@ -94,10 +94,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _where(error: Exception) -> str:

@@ -99,7 +99,7 @@ def resolve_job(stage: TrainKeys, context: Context, precision: Settled = "fp32")
     Raises:
         EspanError: shards and model do not fit together.
     """
-    data = context.inputs[stage.data].path if stage.data in context.inputs else stage.data
+    data = context.path_of(stage.data)
     manifest = read_manifest(data)
     if manifest.rows == 0:
         raise EspanError(

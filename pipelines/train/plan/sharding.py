@@ -6,7 +6,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from pipelines.context import CheckContext
-from pipelines.errors import InvalidKeyError
+from pipelines.errors import InvalidKeyError, one_line
 from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.system.answers import remembered
 from pipelines.train.plan.architecture import described_model, skeleton
@@ -74,7 +74,7 @@ def check_architecture(stage: TrainKeys, packed_rows: bool, context: CheckContex
         try:
             built = skeleton(configuration, attention_config(stage.attention, context.seed))
         except ValueError as error:
-            raise InvalidKeyError("model", " ".join(str(error).split())) from error
+            raise InvalidKeyError("model", one_line(error)) from error
         except Exception as error:  # whatever an architecture makes of an odd configuration
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise InvalidKeyError(
@@ -129,7 +129,7 @@ def check_layers(stage: TrainKeys, context: CheckContext) -> None:
     try:
         model.remembered("parallel", _attention(stage, context), check)
     except ValueError as error:
-        raise InvalidKeyError(KEY, " ".join(str(error).split())) from error
+        raise InvalidKeyError(KEY, one_line(error)) from error
 
 
 def _parallel_kinds() -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipelines.errors import EspanError
+from pipelines.errors import EspanError, one_line
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.worker.batches import (
     BatchPlan,
@@ -119,7 +119,7 @@ class Steps:
             loss_sum = self.engine.loss_sum(data.input_ids.to(device), cu_seqlens, self._shard(data))
         except ValueError as error:
             # How models and attentions refuse an input.
-            refusal = " ".join(str(error).split())
+            refusal = one_line(error)
             raise EspanError(f"the model refuses micro-batch {batch.number}: {refusal}") from error
         self.engine.backward(loss_sum, targets)
         return loss_sum.detach()

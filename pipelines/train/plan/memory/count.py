@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.errors import EspanError, InvalidKeyError, one_line
 from pipelines.models.configuration import Described
 from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.train.plan.memory.batch import Batch
@@ -70,7 +70,7 @@ class Counted:
         except EspanError:
             raise
         except ValueError as error:
-            raise InvalidKeyError("model", " ".join(str(error).split())) from error
+            raise InvalidKeyError("model", one_line(error)) from error
         except Exception as error:  # whatever an architecture does with tensors that have no values
             what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             raise UncountableError(f"{self.model.model_type} does not run without memory ({what})") from error
