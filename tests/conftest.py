@@ -17,7 +17,10 @@ from pipelines.kinds import KINDS
 from tuning.kinds import TUNING_KINDS
 
 TESTS = Path(__file__).parent
-STARTS_CLUSTERS = ("cluster", "pipelines", "real_size", "s3", "tuning")
+ONE_BY_ONE = ("cluster", "pipelines", "s3")
+"""Folders whose tests start clusters: all in one process, first, while the other has what needs none."""
+LAST = ("real_size", "tuning")
+"""Folders that start clusters, too, dealt by file when nothing else is left."""
 
 KINDS.update(TUNING_KINDS)  # as the command does
 
@@ -37,17 +40,28 @@ if not torch.cuda.is_available():
 
 
 class Lanes(LoadScopeScheduling):
-    """Deals tests to processes: those that may start Ray to one, so that one cluster starts at a time.
+    """Deals files of tests to processes, and all that start clusters to one as long as that takes no longer.
 
-    Several would starve each other of the cores until their start times out. All others go by file.
+    Many clusters at a time would starve each other of the cores until their start times out.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "clusters" if Path(file).parts[1] in STARTS_CLUSTERS else file
+        return "clusters" if _folder(file) in ONE_BY_ONE else file
+
+
+def _folder(nodeid: str) -> str:
+    return Path(nodeid.partition("::")[0]).parts[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Brings tests into the order in which they are dealt."""
+    order = dict.fromkeys(ONE_BY_ONE, 0) | dict.fromkeys(LAST, 2)
+    items.sort(key=lambda item: order.get(_folder(item.nodeid), 1))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    config.option.loadscopereorder = False
     return Lanes(config, log)
 
 

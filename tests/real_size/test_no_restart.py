@@ -87,10 +87,10 @@ def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
     mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small_disk)]
     enlarge = ["mount", "-o", "remount,size=64m", str(small_disk)]
     runs = [
-        (bug.stage, bug.output, []),
-        (refused.stage, refused.output, []),
-        (full.stage, str(small_disk / "run"), [["mkdir", str(small_disk)], mount]),
-        (full.stage, str(small_disk / "run"), [enlarge]),
+        (bug.keys, bug.output, []),
+        (refused.keys, refused.output, []),
+        (full.keys, str(small_disk / "run"), [["mkdir", str(small_disk)], mount]),
+        (full.keys, str(small_disk / "run"), [enlarge]),
     ]
     (tmp_path / "runs").write_bytes(pickle.dumps(runs))
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}

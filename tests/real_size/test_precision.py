@@ -127,7 +127,7 @@ def test_a_job_holds_the_precision_that_auto_comes_to(
     asked = make_stage()
     assert asked.precision == "auto"
     assert resolve_job(asked, context(tmp_path / "a")).precision == "fp32"
-    assert resolve_job(asked, context(tmp_path / "b"), "bf16").stage.precision == "bf16"
+    assert resolve_job(asked, context(tmp_path / "b"), "bf16").keys.precision == "bf16"
     assert resolve_job(make_stage(precision="bf16"), context(tmp_path / "c"), "fp32").precision == "bf16"
 
 
