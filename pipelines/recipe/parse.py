@@ -20,7 +20,7 @@ from pipelines.recipe.keys.section import ALL_EARLIER, Section, StageKeys
 from pipelines.recipe.path_keys import NotEmpty
 from pipelines.recipe.problems import coerced_values, validation_problems
 from pipelines.recipe.variables import fill_in, override
-from pipelines.recipe.yaml_source import YamlSource, read_yaml
+from pipelines.recipe.yaml_source import KeyPath, YamlSource, read_yaml
 
 RESERVED_NAMES = frozenset({"all", "builtin", "new", "none"})
 """Names with a meaning of their own wherever a stage may be named."""
@@ -147,22 +147,22 @@ def resolve(source: YamlSource, overrides: Mapping[str, str]) -> ResolvedRecipe:
 def _resolve_stage(
     name: str, body: dict[str, Any], earlier: tuple[str, ...], every: tuple[str, ...], source: YamlSource
 ) -> ResolvedStage:
-    place: tuple[str | int, ...] = ("stages", name)
+    where: KeyPath = ("stages", name)
     if not STAGE_NAME.fullmatch(name):
         what = "a stage's name is made of lower-case letters, digits, - and _, and begins with a letter"
-        raise RecipeError(source.problem(place, what))
+        raise RecipeError(source.problem(where, what))
     if name in RESERVED_NAMES:
-        raise RecipeError(source.problem(place, f"'{name}' is reserved; choose another name"))
+        raise RecipeError(source.problem(where, f"'{name}' is reserved; choose another name"))
     if len(body) != 1:
-        raise RecipeError(source.problem(place, f"needs exactly one kind of stage, not {len(body)}"))
+        raise RecipeError(source.problem(where, f"needs exactly one kind of stage, not {len(body)}"))
     written_kind, keys = next(iter(body.items()))
-    place = (*place, written_kind)
+    where = (*where, written_kind)
     try:
         kind = stage_kind(written_kind)
     except InvalidKeyError as error:
-        raise RecipeError(source.problem(place, error.what, error.suggestion)) from error
-    parsed: StageKeys = _parse(kind.keys_class, {} if keys is None else keys, source, place)
-    depends = _depends(parsed, name, earlier, every, source, place)
+        raise RecipeError(source.problem(where, error.what, error.suggestion)) from error
+    parsed: StageKeys = _parse(kind.keys_class, {} if keys is None else keys, source, where)
+    depends = _depends(parsed, name, earlier, every, source, where)
     return ResolvedStage(name, kind, parsed.absolute(earlier), depends)
 
 
@@ -172,7 +172,7 @@ def _depends(
     earlier: tuple[str, ...],
     every: tuple[str, ...],
     source: YamlSource,
-    place: tuple[str | int, ...],
+    where: KeyPath,
 ) -> tuple[str, ...]:
     named = keys.references()
     if ALL_EARLIER in named:
@@ -184,16 +184,16 @@ def _depends(
                 if value == name
                 else f"stage '{value}' comes later; move it before this one"
             )
-            raise RecipeError(source.problem(_key_of(value, source, place), what, nearest(value, earlier)))
+            raise RecipeError(source.problem(_key_of(value, source, where), what, nearest(value, earlier)))
     return tuple(one for one in earlier if one in named)
 
 
-def _key_of(value: str, source: YamlSource, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Returns the key below `place` that holds `value`, or `place` when it is not written literally."""
+def _key_of(value: str, source: YamlSource, where: KeyPath) -> KeyPath:
+    """Returns the key below `where` that holds `value`, or `where` itself if no key holds just that."""
     for key in source.lines:
-        if key[: len(place)] == place and _at(source.value, key) == value:
+        if key[: len(where)] == where and _at(source.value, key) == value:
             return key
-    return place
+    return where
 
 
 def _at(value: Any, key: tuple[str | int, ...]) -> Any:
@@ -202,14 +202,12 @@ def _at(value: Any, key: tuple[str | int, ...]) -> Any:
     return value
 
 
-def _parse(
-    model: type[AnySection], value: Any, source: YamlSource, place: tuple[str | int, ...]
-) -> AnySection:
-    """Validates the mapping written at `place`; text is never taken for a number, nor a number for text."""
+def _parse(model: type[AnySection], value: Any, source: YamlSource, where: KeyPath) -> AnySection:
+    """Validates the mapping written at `where`; text is never taken for a number, nor a number for text."""
     try:
         parsed = model.model_validate(value)
     except ValidationError as error:
-        raise RecipeError(validation_problems(error, model, value, source, place)) from None
-    if coerced := sorted(coerced_values(value, parsed), key=lambda found: source.line((*place, *found[0]))):
-        raise RecipeError([source.problem((*place, *key), what) for key, what in coerced])
+        raise RecipeError(validation_problems(error, model, value, source, where)) from None
+    if coerced := sorted(coerced_values(value, parsed), key=lambda found: source.line((*where, *found[0]))):
+        raise RecipeError([source.problem((*where, *key), what) for key, what in coerced])
     return parsed

@@ -23,21 +23,21 @@ _CHOICES = re.compile(r"'([^']*)'")
 
 @dataclass(frozen=True)
 class _Complaint:
-    """One error of pydantic's; `member` of the union at `place` complained, if it was a union's member."""
+    """One error of pydantic's; `member` of the union at `where` complained, if it was a union's member."""
 
     key: KeyPath
     details: ErrorDetails
     member: str = ""
-    place: KeyPath = ()
+    where: KeyPath = ()
 
 
 def validation_problems(
-    error: ValidationError, model: type[BaseModel], value: Any, source: YamlSource, place: KeyPath
+    error: ValidationError, model: type[BaseModel], value: Any, source: YamlSource, where: KeyPath
 ) -> list[str]:
-    """Returns one line per mistake in the mapping `value`, which was written at `place` and is no `model`."""
+    """Returns one line per mistake in the mapping `value`, which was written at `where` and is no `model`."""
     complaints = [_complaint(details, value) for details in error.errors()]
-    kept = sorted(_of_the_likeliest_members(complaints), key=lambda one: source.line((*place, *one.key)))
-    return [_line(complaint, model, source, place) for complaint in kept]
+    kept = sorted(_of_the_likeliest_members(complaints), key=lambda one: source.line((*where, *one.key)))
+    return [_line(complaint, model, source, where) for complaint in kept]
 
 
 def coerced_values(written: Any, parsed: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
@@ -64,16 +64,16 @@ def _complaint(details: ErrorDetails, value: Any) -> _Complaint:
     """Separates, in pydantic's location, the keys as written from the labels of union members in between."""
     key: list[str | int] = []
     member = ""
-    place: KeyPath = ()
+    where: KeyPath = ()
     for part in details["loc"]:
         if _holds(value, part):
             value = value[part]
             key.append(part)
         elif not member and (details["type"] != "missing" or part != details["loc"][-1]):
-            member, place = str(part), tuple(key)
+            member, where = str(part), tuple(key)
     if details["type"] == "missing":
         key.append(details["loc"][-1])
-    return _Complaint(tuple(key), details, member, place)
+    return _Complaint(tuple(key), details, member, where)
 
 
 def _holds(value: Any, part: int | str) -> bool:
@@ -83,23 +83,23 @@ def _holds(value: Any, part: int | str) -> bool:
 def _of_the_likeliest_members(complaints: list[_Complaint]) -> list[_Complaint]:
     """Keeps, of a value that is none of several alternatives, only the complaints of the one it fits best."""
     kept = [complaint for complaint in complaints if not complaint.member]
-    for place in dict.fromkeys(complaint.place for complaint in complaints if complaint.member):
+    for where in dict.fromkeys(complaint.where for complaint in complaints if complaint.member):
         members: dict[str, list[_Complaint]] = {}
         for complaint in complaints:
-            if complaint.member and complaint.place == place:
+            if complaint.member and complaint.where == where:
                 members.setdefault(complaint.member, []).append(complaint)
-        kept.extend(min(members.values(), key=partial(_misfit, place=place)))
+        kept.extend(min(members.values(), key=partial(_misfit, where=where)))
     return kept
 
 
-def _misfit(complaints: list[_Complaint], place: KeyPath) -> tuple[bool, int]:
+def _misfit(complaints: list[_Complaint], where: KeyPath) -> tuple[bool, int]:
     """Ranks a union's member: worst when the value is of another type altogether, then by mistakes."""
-    other_type = any(one.key == place and one.details["type"].endswith("_type") for one in complaints)
+    other_type = any(one.key == where and one.details["type"].endswith("_type") for one in complaints)
     return other_type, len(complaints)
 
 
-def _line(complaint: _Complaint, model: type[BaseModel], source: YamlSource, place: KeyPath) -> str:
-    details, key = complaint.details, (*place, *complaint.key)
+def _line(complaint: _Complaint, model: type[BaseModel], source: YamlSource, where: KeyPath) -> str:
+    details, key = complaint.details, (*where, *complaint.key)
     context = details.get("ctx", {})
     cause = context.get("error")
     match details["type"]:

@@ -95,7 +95,7 @@ def _told(error: Exception | None) -> Exception | None:
 
 
 @contextmanager
-def context_group(group: Group, layout: WorkerGroups) -> Iterator[ContextParallelGroup | None]:
+def sharing_group(group: Group, layout: WorkerGroups) -> Iterator[ContextParallelGroup | None]:
     """Yields the workers that share this worker's rows; None where every worker has rows of its own.
 
     Every worker calls it.

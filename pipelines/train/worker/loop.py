@@ -24,7 +24,7 @@ from pipelines.train.job import MODEL_FOLDER, TrainJob
 from pipelines.train.worker.batches import BatchPlan, RowOrder
 from pipelines.train.worker.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.worker.engine import Engine
-from pipelines.train.worker.group import Group, context_group, ray_train_group
+from pipelines.train.worker.group import Group, ray_train_group, sharing_group
 from pipelines.train.worker.metrics import METRICS_FILE, MetricsLog, read_metrics
 from pipelines.train.worker.model import load_for, open_training, write_coverage
 from pipelines.train.worker.preemptions import Preemptions
@@ -95,7 +95,7 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         metrics = stack.enter_context(_Metrics(job.output, done)) if group.first else None
         packed = corpus.manifest.packing == "documents"
         order = RowOrder(len(corpus), job.seed)
-        context = stack.enter_context(context_group(group, layout))
+        sharing = stack.enter_context(sharing_group(group, layout))
         # So readers of the metrics can tell which steps were timed with another set of workers.
         shape = {
             "workers": group.size,
@@ -103,7 +103,7 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
             "gpus": group.size if group.device.type == "cuda" else 0,
             "context_parallel": stage.context_parallel,
         }
-        steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, context)
+        steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, sharing)
         for step in range(done + 1, stage.steps + 1):
             record = {**steps.run(step), **shape}
             if step in (1, stage.steps) or step % stage.log_every == 0:

@@ -45,7 +45,7 @@ class Steps:
     Attributes:
         packed: rows hold documents that must not see each other.
         seed: of dropout.
-        context: the workers that share this worker's rows; None where it has rows of its own.
+        sharing: the workers that share this worker's rows; None where it has rows of its own.
     """
 
     stage: TrainKeys
@@ -56,12 +56,12 @@ class Steps:
     order: RowOrder
     packed: bool
     seed: int
-    context: ContextParallelGroup | None = None
+    sharing: ContextParallelGroup | None = None
 
     @property
     def layout(self) -> WorkerGroups:
         """Who shares rows with whom."""
-        return WorkerGroups(self.group.size, 1 if self.context is None else self.context.size)
+        return WorkerGroups(self.group.size, 1 if self.sharing is None else self.sharing.size)
 
     def run(self, step: int) -> dict[str, float]:
         """Runs step `step` (counted from 1) and returns its metrics, the same on every worker.
@@ -125,12 +125,12 @@ class Steps:
         return loss_sum.detach()
 
     def _shard(self, data: ModelInput) -> SequenceShard | None:
-        if self.context is None:
+        if self.sharing is None:
             return None
         from se_model.parallel import SequenceShard
 
         return SequenceShard.of(
-            self.context,
+            self.sharing,
             data.input_ids.shape[1],
             data.cu_seqlens,
             chunk_multiple=lcm(*self.stage.attention.chunks),
