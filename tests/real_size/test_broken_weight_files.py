@@ -70,7 +70,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "too long": (lambda content: content + b"\0", "is damaged"),
     "an absurd header": (lambda content: b"\xff" * 8 + content[8:], "is not a safetensors file"),
     "a long header": (lambda content: struct.pack("<Q", 1 << 20) + content[8:], "is cut short"),
-    "a header of noise": (lambda content: content[:8] + b"\x93" * (len(content) - 8), "is no safetensors"),
+    "a header of noise": (lambda content: content[:8] + b"\x93" * (len(content) - 8), "is not a safetensors"),
     "a header nested deep": (
         lambda content: struct.pack("<Q", 200_000) + b"[" * 200_000,
         "is not a safetensors file",
@@ -159,8 +159,8 @@ def torch_file() -> bytes:
         (lambda content: POINTER, "is a Git LFS pointer"),
         (lambda content: content[: len(content) // 2], "is cut short"),
         (lambda content: content[:-1], "is cut short"),
-        (lambda content: b"weights", r"is no file of torch\.save"),
-        (lambda content: bytes(len(content)), r"is no file of torch\.save"),
+        (lambda content: b"weights", r"is not a torch\.save file"),
+        (lambda content: bytes(len(content)), r"is not a torch\.save file"),
         (lambda content: b"", "is empty"),
     ],
 )

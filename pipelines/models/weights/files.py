@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,10 +97,11 @@ class WeightFiles:
         if file.suffix == ".bin":
             self._torch[file] = _TorchFile(file)
             return self._torch[file].describe()
-        return {
-            name: TensorInfo(file, tuple(entry["shape"]), _dtype(file, name, entry["dtype"]))
-            for name, entry in read_header(file).items()
-        }
+        try:
+            with safe_open(file, framework="pt", backend="pread") as opened:
+                return {name: _described(file, name, opened.get_slice(name)) for name in opened.offset_keys()}
+        except (SafetensorError, OSError) as error:
+            raise EspanError(f"{file} is not a safetensors file ({error}); download it again") from error
 
 
 class _TorchFile:
@@ -153,21 +151,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in found if not name.endswith(".json")]
 
 
-def read_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Returns what a safetensors file says of its tensors: name -> {dtype, shape, data_offsets}.
-
-    Raises:
-        EspanError: it is not such a file.
-    """
-    try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
-    except (struct.error, ValueError) as error:
-        raise EspanError(f"{file} is not a safetensors file ({error}); download it again") from error
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+def _described(file: Path, name: str, tensor: Any) -> TensorInfo:
+    return TensorInfo(file, tuple(tensor.get_shape()), _dtype(file, name, tensor.get_dtype()))
 
 
 def _dtype(file: Path, name: str, code: str) -> torch.dtype:
