@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from se_model.baselines.full import attend_within
 from se_model.parallel.exchange import gather_states
 from se_model.parallel.shard import SequenceShard
-from se_model.span.partial import attend_part, part_gradients
+from se_model.span.sdpa.part_kernels import attend_part, part_gradients
 
 PURPOSE = "keys and values"
 

@@ -23,11 +23,12 @@ from se_model.parallel.span_plan import RankPlan, plan_ranks
 from se_model.span.config import SpanConfig
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout, Run, cut
-from se_model.span.merged import give_back_part, take_part, with_dense_rows
 from se_model.span.options import SpanOptions
-from se_model.span.parts import OwnPart, RetrievedPart, cut_into_parts
 from se_model.span.protocol import AttentionConfig
-from se_model.span.stretches import Stretches
+from se_model.span.sdpa.merge import add_part_gradients, merge_part
+from se_model.span.sdpa.parts import ChunkPart, RetrievedPart, cut_into_parts
+from se_model.span.sdpa.stretches import Stretches
+from se_model.span.strides import with_dense_rows
 
 
 def span_attention(
@@ -97,10 +98,10 @@ class _ParallelSpanAttention(torch.autograd.Function):
         normaliser = torch.zeros(q.shape[:3], dtype=dtype, device=q.device)
         own, retrieved = _parts(q, call, fetch)
         for part in own:
-            take_part(part, q, k, v, blocks, out, normaliser, call.scale)
+            merge_part(part, q, k, v, blocks, out, normaliser, call.scale)
         keys, values = fetch.wait()
         for fetched in retrieved:
-            take_part(fetched, q, keys, values, blocks, out, normaliser, call.scale)
+            merge_part(fetched, q, keys, values, blocks, out, normaliser, call.scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, keys, values, blocks, out, normaliser)
         ctx.call, ctx.fetch = call, fetch.without_results()
@@ -119,9 +120,9 @@ class _ParallelSpanAttention(torch.autograd.Function):
         own, retrieved = _parts(q, call, fetch)
         given = (blocks, out, normaliser, call.scale)
         for part in own:
-            give_back_part(part, grad, q, k, v, *given, (for_q, for_k, for_v))
+            add_part_gradients(part, grad, q, k, v, *given, (for_q, for_k, for_v))
         for fetched in retrieved:
-            give_back_part(fetched, grad, q, keys, values, *given, (for_q, for_keys, for_values))
+            add_part_gradients(fetched, grad, q, keys, values, *given, (for_q, for_keys, for_values))
         give_blocks_back(fetch, for_keys, for_values, for_k, for_v, call.group, plan)
         for_k, for_v = _return_head(for_k, for_v, call)
         return for_q[:, :, plan.head :].to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None
@@ -188,21 +189,21 @@ class _FetchedPart:
         """The retrieved keys or values of x [fetched, S, D]: [N, G, retrieved * S, D]."""
         return x[self._places()].transpose(1, 2).flatten(3, 4).flatten(0, 1)
 
-    def give_back(self, total: Tensor, part: Tensor, blocks: Tensor) -> None:
-        """Adds ``part``, the gradient of what ``gather`` returned, into total [fetched, S, D].
+    def add_gradient(self, total: Tensor, gradient: Tensor, blocks: Tensor) -> None:
+        """Adds ``gradient``, of what ``gather`` returned, to total [fetched, S, D].
 
         By ``index_put_``, which adds in a fixed order on a CPU and, sorting, on CUDA.
         """
         places = self._places()
-        part = part.unflatten(0, (-1, self.run.pieces)).unflatten(3, (self.run.retrieved, -1))
-        total.index_put_((places,), part.transpose(1, 2).to(total.dtype), accumulate=True)
+        gradient = gradient.unflatten(0, (-1, self.run.pieces)).unflatten(3, (self.run.retrieved, -1))
+        total.index_put_((places,), gradient.transpose(1, 2).to(total.dtype), accumulate=True)
 
     def _places(self) -> Tensor:
         return self.rows[self.queries.rows, :, self.run.choices, : self.run.retrieved]
 
 
-def _parts(q: Tensor, call: _Call, fetch: Fetch) -> tuple[list[OwnPart], list[_FetchedPart]]:
-    own: list[OwnPart] = []
+def _parts(q: Tensor, call: _Call, fetch: Fetch) -> tuple[list[ChunkPart], list[_FetchedPart]]:
+    own: list[ChunkPart] = []
     retrieved: list[_FetchedPart] = []
     for part in cut_into_parts(q, call.plan.own, call.counts):
         if isinstance(part, RetrievedPart):

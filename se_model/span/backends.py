@@ -10,8 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from se_model.span import flash, fused, naive, outline, sdpa, selection
+from se_model.span import flash, fused, naive, outline, selection
 from se_model.span.flash_package import has_flash_attn
+from se_model.span.sdpa import backend as sdpa
 from se_model.span.triton_package import has_triton, is_interpreting
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from se_model.span import selection
 from se_model.span.layout import Layout
+from se_model.span.strides import with_dense_rows
 from se_model.span.triton_package import is_interpreting
 
 _LOG2_E = 1.4426950408889634
@@ -45,7 +46,7 @@ def choose_blocks(
         return selection.choose_blocks(
             q, k, v, layout, top_k=top_k, scale=scale, summary=summary, causal=causal
         )
-    q, k, v = (_with_dense_rows(x) for x in (q, k, v))
+    q, k, v = (with_dense_rows(x) for x in (q, k, v))
     mean_key = summary == "mean_key"
     with torch.cuda.device_of(q):
         summaries = launch.summarise(q, k, v, layout, scale * _LOG2_E, mean_key, upcast=_upcast(q))
@@ -60,7 +61,7 @@ class _FusedAttention(torch.autograd.Function):
     ) -> Tensor:
         from se_model.span.kernels import launch
 
-        q, k, v = (_with_dense_rows(x) for x in (q, k, v))
+        q, k, v = (with_dense_rows(x) for x in (q, k, v))
         with torch.cuda.device_of(q):
             out, normalisers = launch.attend(q, k, v, blocks, layout, scale * _LOG2_E, upcast=_upcast(q))
         ctx.save_for_backward(q, k, v, blocks, out, normalisers)
@@ -73,18 +74,13 @@ class _FusedAttention(torch.autograd.Function):
         from se_model.span.kernels import launch
 
         q, k, v, blocks, out, normalisers = ctx.saved_tensors
-        grad = _with_dense_rows(grad)
+        grad = with_dense_rows(grad)
         with torch.cuda.device_of(q):
             deltas = launch.deltas(out, grad)
             given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.scale, ctx.scale * _LOG2_E)
             for_q = launch.query_gradients(*given, upcast=_upcast(q))
             for_k, for_v = launch.key_gradients(*given, upcast=_upcast(q))
         return for_q, for_k, for_v, None, None, None
-
-
-def _with_dense_rows(x: Tensor) -> Tensor:
-    """The kernels read any strides but the last dimension's."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _upcast(x: Tensor) -> bool:

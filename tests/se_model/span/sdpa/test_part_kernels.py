@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from se_model.span.partial import (
+from se_model.span.sdpa.part_kernels import (
     attend_part,
     attend_part_by_definition,
     part_gradients,

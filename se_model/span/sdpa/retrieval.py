@@ -1,4 +1,4 @@
-"""Moves between a row and its pieces: the same few views and gathers for every batched backend."""
+"""The memory blocks that runs of a row retrieve: gathered into batches, and their gradients added back."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ def view_blocks(x: Tensor, document: Document, block_size: int) -> Tensor:
     return x[:, :, tokens].unflatten(2, (whole, block_size))
 
 
-def places(blocks: Tensor, run: Run) -> Tensor:
-    """Which of their document's blocks the run's choices retrieve: [B, G, pieces, retrieved].
-
-    blocks: ids over the row, [B, G, choices, K].
-    """
-    return blocks[:, :, run.choices, : run.retrieved] - run.document.first_block
-
-
 def retrieve(x: Tensor, blocks: Tensor, run: Run, block_size: int) -> Tensor:
     """The keys or values that the run's pieces retrieve from a row x [B, G, L, D].
 
-    Returns [B * pieces, G, retrieved * S, D].
+    blocks: ids over the row, [B, G, choices, K]. Returns [B * pieces, G, retrieved * S, D].
     """
-    found = gather_blocks(view_blocks(x, run.document, block_size), places(blocks, run))
+    found = gather_blocks(view_blocks(x, run.document, block_size), _document_blocks(blocks, run))
     return found.transpose(1, 2).flatten(0, 1)
 
 
@@ -47,14 +39,24 @@ def gather_blocks(x: Tensor, where: Tensor) -> Tensor:
     return found.flatten(-3, -2)
 
 
-def give_back(total: Tensor, part: Tensor, blocks: Tensor, run: Run, block_size: int) -> None:
-    """Adds ``part``, the gradient of what ``retrieve`` returned, into the row's: total [B, G, L, D].
+def add_retrieved_gradient(
+    total: Tensor, gradient: Tensor, blocks: Tensor, run: Run, block_size: int
+) -> None:
+    """Adds ``gradient``, that of what ``retrieve`` returned, to the row's: total [B, G, L, D].
 
     Head by head through index_add_, which adds in a fixed order on the CPU.
     """
     into = view_blocks(total, run.document, block_size)
-    part = unbatch_pieces(part, run).unflatten(3, (run.retrieved, block_size)).flatten(2, 3)
-    where = places(blocks, run).flatten(2)
+    gradient = unbatch_pieces(gradient, run).unflatten(3, (run.retrieved, block_size)).flatten(2, 3)
+    where = _document_blocks(blocks, run).flatten(2)
     for batch in range(total.shape[0]):
         for head in range(total.shape[1]):
-            into[batch, head].index_add_(0, where[batch, head], part[batch, head].to(total.dtype))
+            into[batch, head].index_add_(0, where[batch, head], gradient[batch, head].to(total.dtype))
+
+
+def _document_blocks(blocks: Tensor, run: Run) -> Tensor:
+    """Which of their document's blocks the run's choices retrieve: [B, G, pieces, retrieved].
+
+    blocks: ids over the row, [B, G, choices, K].
+    """
+    return blocks[:, :, run.choices, : run.retrieved] - run.document.first_block

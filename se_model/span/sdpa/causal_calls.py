@@ -1,4 +1,4 @@
-"""The sdpa backend off the CPU, where a whole chunk shares its choice: one causal call, retrieved keys first.
+"""The sdpa backend off the CPU, where a chunk's queries choose together: causal calls, retrieved keys first.
 
 Keys are [retrieved ; own chunk], as in the paper (section 3.2). A chunk's queries are preceded by as many
 zero queries as there are retrieved tokens, so that the plain causal mask, which every fused kernel has, lets
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.layout import Layout
-from se_model.span.pieces import retrieve, unbatch_pieces
+from se_model.span.sdpa.retrieval import retrieve, unbatch_pieces
 
 
 def attend(

@@ -1,22 +1,23 @@
-"""Every way of the sdpa backend equals the oracle: on a CPU in parts, elsewhere in whole or masked calls."""
+"""Every way of the sdpa backend equals the oracle: on a CPU in parts, elsewhere in causal or masked calls."""
 
 import pytest
 import torch
 
-from se_model.span import masked, merged, naive, parts, prepended, se_attention, select_blocks, triangle
+from se_model.span import naive, se_attention, select_blocks
 from se_model.span.layout import cut
+from se_model.span.sdpa import causal_calls, masked_calls, merged_parts, parts, triangle
 from tests.tolerances import F32, F64
 
 ROWS = [(0, n) for n in (1, 3, 4, 5, 15, 16, 17, 31, 33, 64, 67)] + [(0, 7, 40, 41, 90), (0, 16, 48, 53)]
 WAYS = [
-    (merged, None, "chunk"),
-    (merged, 8, "causal"),
-    (prepended, None, "chunk"),
-    (prepended, 16, "causal"),
-    (masked, None, "chunk"),
-    (masked, 16, "causal"),
-    (masked, 8, "causal"),
-    (masked, 2, "causal"),
+    (merged_parts, None, "chunk"),
+    (merged_parts, 8, "causal"),
+    (causal_calls, None, "chunk"),
+    (causal_calls, 16, "causal"),
+    (masked_calls, None, "chunk"),
+    (masked_calls, 16, "causal"),
+    (masked_calls, 8, "causal"),
+    (masked_calls, 2, "causal"),
 ]
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from se_model.span import triangle
-from se_model.span.triangle import cut_triangle
+from se_model.span.sdpa import triangle
+from se_model.span.sdpa.triangle import cut_triangle
 
 
 def pairs_of(tiles, length):

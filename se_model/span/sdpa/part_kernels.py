@@ -1,9 +1,9 @@
-"""Attention over a part of what queries see: output, log-sum-exp, and gradients given those of the whole.
+"""torch's kernels over a part of the keys that queries see: output, log-sum-exp, and the part's gradients.
 
-For normalisers a, b and outputs x, y of two parts, attention over both is x + (y - x) sigmoid(b - a), and its
-normaliser log(exp a + exp b). The gradients of a part follow from the output and normaliser of the whole
-alone, so parts may be computed apart, in any order. No part needs a mask: it is a causal square or wholly
-visible.
+The log-sum-exp of the logits is called the normaliser. For normalisers a, b and outputs x, y of two parts,
+attention over both is x + (y - x) sigmoid(b - a), its normaliser log(exp a + exp b). A part's gradients
+depend on the other parts only through the output and the normaliser of the whole, so parts may be computed
+separately, in any order. No part needs a mask: it is a causal square or fully visible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def part_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, normaliser: Tensor,
     *, causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v by a part; ``out`` and ``normaliser`` are those of all parts together.
+    """A part's gradients of q, k and v; ``out`` and ``normaliser`` are those of all parts together.
 
     grad, q, out: [N, H, m, D]; k, v: [N, G, keys, D]; normaliser: [N, H, m].
     """
@@ -44,8 +44,8 @@ def part_gradients(
         return for_q, for_k, for_v
     if _has_flash(q):
         keys, values = _repeated(q, k, v)
-        # The kernel takes the normaliser for contiguous, whatever its strides. Without dropout it does not
-        # look at the state of the random numbers, nor at bounds, which only packed rows have.
+        # The kernel assumes a contiguous normaliser, whatever its strides. Without dropout it does not read
+        # the random state; nor does it read bounds, which only packed rows have.
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)
         for_q, for_k, for_v = _cuda_backward(
             grad, q, keys, values, out, normaliser.contiguous(), None, None, q.shape[2], k.shape[2], 0.0,

@@ -1,11 +1,11 @@
-"""The sdpa backend: torch's scaled_dot_product_attention; on a CPU the kernels under it (``merged.py``)."""
+"""Which of the sdpa backend's ways serves a call: in parts on a CPU, else by causal or masked calls."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from se_model.span import masked, merged, prepended
 from se_model.span.layout import Layout
+from se_model.span.sdpa import causal_calls, masked_calls, merged_parts
 
 
 def attend(
@@ -17,9 +17,9 @@ def attend(
     ``counts[i]``. Returns [B, H, L, D].
     """
     if q.device.type == "cpu":
-        way = merged.attend
+        way = merged_parts.attend
     elif layout.refresh == layout.chunk_size:
-        way = prepended.attend
+        way = causal_calls.attend
     else:
-        way = masked.attend
+        way = masked_calls.attend
     return way(q, k, v, blocks, counts, layout, scale)

@@ -1,4 +1,4 @@
-"""The sdpa backend off the CPU, where the queries of a chunk retrieve in groups: one masked call per group.
+"""The sdpa backend off the CPU, where the queries of a chunk choose in groups: one masked call per group.
 
 The n-th groups of all chunks see equally many keys of their own chunks, so they form one batch. Keys are
 [retrieved ; own chunk up to the group's end].
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.layout import Layout, Run
-from se_model.span.pieces import gather_blocks, view_blocks
+from se_model.span.sdpa.retrieval import gather_blocks, view_blocks
 
 
 @dataclass(frozen=True)

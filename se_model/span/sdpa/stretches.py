@@ -1,4 +1,4 @@
-"""Equal stretches of tokens, evenly apart in a row: seen in place, or as a batch for a kernel."""
+"""Equally long stretches of tokens, evenly spaced in a row: viewed in place, or batched for a kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stretches:
     def view(self, x: Tensor) -> Tensor:
         """The stretches in x [B, H, L, ...], in place: [rows, H, pieces, count, length, ...]."""
         rows = x[self.rows]
-        # Not by slices: the room that the last stretch's step would need may reach beyond the row.
+        # Slices would not do: the last stretch's step may reach beyond the end of the row.
         batch, head, token, *rest = rows.stride()
         return rows.as_strided(
             (*rows.shape[:2], self.pieces, self.count, self.length, *rows.shape[3:]),
@@ -43,7 +43,7 @@ class Stretches:
     def batch(self, x: Tensor) -> Tensor:
         """The stretches in x [B, H, L, ...] as a batch [rows * pieces * count, H, length, ...].
 
-        Copies only if the stretches are not evenly apart over groups and rows.
+        Copies only if the stretches are not evenly spaced over groups and rows.
         """
         return self.view(x).movedim(1, 3).flatten(0, 2)
 

@@ -1,9 +1,9 @@
 """How the causal triangle of a chunk is cut into squares and small triangles: integers only, no tensors.
 
-A kernel that skips the future only in coarse steps computes much of it in vain (torch's CPU flash kernel: in
-steps of 512 keys, a quarter more than the triangle of 2,048 tokens). So the triangle is halved, and halved
-again: its lower left quarter is a square wholly in the past, what remains are two triangles of half the side.
-Only the smallest, on the diagonal, are attended causally.
+A kernel that skips the future only in coarse steps computes much of it for nothing (torch's CPU flash kernel,
+in steps of 512 keys: a quarter more than the triangle of 2,048 tokens). So the triangle is halved, again and
+again: its lower left quarter is a square entirely in the past, and two triangles of half the side remain.
+Only the smallest triangles, on the diagonal, are attended causally.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Of the triangles on the diagonal. Shorter, and the products in the kernel become too small to be quick.
+# Of the triangles on the diagonal. If it were shorter, the kernel's products would be too small to be fast.
 SIDE = 128
 
 
