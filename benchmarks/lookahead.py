@@ -44,13 +44,13 @@ class WatchedSpan:
 
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer, which leaves its choice and its output in ``layers``."""
-        options = asdict(self.span.options(layer=layer, step=step))
 
         def attend(
             q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
         ) -> Tensor:
-            blocks = select_blocks(q, k, v, **options, scale=scale, cu_seqlens=cu_seqlens)
-            output = se_attention(q, k, v, **options, scale=scale, cu_seqlens=cu_seqlens, blocks=blocks)
+            options = asdict(self.span.options(layer=layer, step=step, scale=scale))
+            blocks = select_blocks(q, k, v, **options, cu_seqlens=cu_seqlens)
+            output = se_attention(q, k, v, **options, cu_seqlens=cu_seqlens, blocks=blocks)
             self.layers[layer] = blocks, output
             return output
 

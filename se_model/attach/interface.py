@@ -230,9 +230,9 @@ def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
 def _start_span(
     mark: LayerMark, span: SpanConfig, run: _Run, tokens: list[Tensor], scale: float | None
 ) -> DecodedRun:
-    options = span.options(layer=mark.layer, step=mark.attachment.running)
+    options = span.options(layer=mark.layer, step=mark.attachment.running, scale=scale)
     q, k, v = tokens
-    return DecodedRun(run.rows, run.start, start_decoding(q, k, v, options, scale=scale))
+    return DecodedRun(run.rows, run.start, start_decoding(q, k, v, options))
 
 
 def _continue_span(

@@ -15,7 +15,7 @@ from se_model.span.selection import rank_blocks, relevance, sum_queries, summari
 @torch.no_grad()
 def choose_in_parallel(
     q: Tensor, block_head: Tensor, k: Tensor, v: Tensor, group: ContextParallelGroup, layout: Layout,
-    plans: tuple[RankPlan, ...], options: SpanOptions, scale: float,
+    plans: tuple[RankPlan, ...], options: SpanOptions,
 ) -> Tensor:  # fmt: skip
     """The blocks that each choice of the rank's own layout retrieves: ids over the whole row.
 
@@ -29,11 +29,11 @@ def choose_in_parallel(
         return chosen
     with torch.autocast(q.device.type, enabled=False):
         sums = _own_sums(q, plan)
-        summaries = _own_summaries(q, block_head, k, v, plan, options, scale)
+        summaries = _own_summaries(q, block_head, k, v, plan, options)
         if summaries.shape[1] != sums.shape[1]:
             sums = sums.unflatten(1, (summaries.shape[1], -1)).sum(2)
         all_summaries, all_sums = _gather(summaries, sums, group, plans, layout)
-        if options.selection == "causal":
+        if options.causal:
             all_sums = all_sums.roll(1, dims=2)  # what a document's first choice gets so is never looked at
         ids = _choose(all_sums, all_summaries, k.shape[1], layout, plan, width)
     ids = agree_on_shared(ids, group, plans)
@@ -52,7 +52,7 @@ def _own_sums(q: Tensor, plan: RankPlan) -> Tensor:
 
 
 def _own_summaries(
-    q: Tensor, block_head: Tensor, k: Tensor, v: Tensor, plan: RankPlan, options: SpanOptions, scale: float
+    q: Tensor, block_head: Tensor, k: Tensor, v: Tensor, plan: RankPlan, options: SpanOptions
 ) -> Tensor:
     """Summaries of the blocks that the rank owns, zeros for partial ones: [B, H or G, blocks, D]."""
     size = options.block_size
@@ -70,9 +70,7 @@ def _own_summaries(
         if start < plan.head:
             queries = torch.cat([block_head, q[:, :, plan.head : tokens.stop]], dim=2)
         place = slice(first - plan.first_own_block, last - plan.first_own_block)
-        summaries[:, :, place] = summarise(
-            queries, k[:, :, tokens], v[:, :, tokens], size, scale, options.summary
-        )
+        summaries[:, :, place] = summarise(queries, k[:, :, tokens], v[:, :, tokens], options)
     return summaries
 
 

@@ -45,18 +45,9 @@ def span_attention(
     """
     assert isinstance(config, SpanConfig)
     check_inputs(q, k, v)
-    size = config.chunk_size(layer=layer, step=step)
-    options = SpanOptions(
-        size, config.block_size, config.top_k, config.summary, config.selection, config.refresh
-    )
-    layout = cut(size, options.block_size, options.queries_per_choice, shard.bounds)
-    call = _Call(
-        shard.group,
-        layout,
-        plan_ranks(layout, shard.group.size),
-        options,
-        q.shape[-1] ** -0.5 if scale is None else scale,
-    )
+    options = config.options(layer=layer, step=step, scale=scale)
+    layout = cut(options.chunk_size, options.block_size, options.queries_per_choice, shard.bounds)
+    call = _Call(shard.group, layout, plan_ranks(layout, shard.group.size), options)
     out: Tensor = _ParallelSpanAttention.apply(q, k, v, call)
     return out
 
@@ -67,7 +58,6 @@ class _Call:
     layout: Layout
     plans: tuple[RankPlan, ...]
     options: SpanOptions
-    scale: float
 
     @property
     def plan(self) -> RankPlan:
@@ -89,19 +79,18 @@ class _ParallelSpanAttention(torch.autograd.Function):
         plan = call.plan
         q, k, v = (with_dense_rows(x) for x in (q, k, v))
         q, k, v, block_head = _with_head(q, k, v, call)
-        blocks = choose_in_parallel(
-            q, block_head, k, v, call.group, call.layout, call.plans, call.options, call.scale
-        )
+        blocks = choose_in_parallel(q, block_head, k, v, call.group, call.layout, call.plans, call.options)
         fetch = fetch_blocks(blocks, k, v, call.group, call.plans)
         dtype = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros(q.shape, dtype=dtype, device=q.device)
         normaliser = torch.zeros(q.shape[:3], dtype=dtype, device=q.device)
         own, retrieved = _parts(q, call, fetch)
+        scale = call.options.scale_for(q.shape[3])
         for part in own:
-            merge_part(part, q, k, v, blocks, out, normaliser, call.scale)
+            merge_part(part, q, k, v, blocks, out, normaliser, scale)
         keys, values = fetch.wait()
         for fetched in retrieved:
-            merge_part(fetched, q, keys, values, blocks, out, normaliser, call.scale)
+            merge_part(fetched, q, keys, values, blocks, out, normaliser, scale)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, keys, values, blocks, out, normaliser)
         ctx.call, ctx.fetch = call, fetch.without_results()
@@ -118,7 +107,7 @@ class _ParallelSpanAttention(torch.autograd.Function):
         for_q, for_k, for_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
         for_keys, for_values = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (keys, values))
         own, retrieved = _parts(q, call, fetch)
-        given = (blocks, out, normaliser, call.scale)
+        given = (blocks, out, normaliser, call.options.scale_for(q.shape[3]))
         for part in own:
             add_part_gradients(part, grad, q, k, v, *given, (for_q, for_k, for_v))
         for fetched in retrieved:

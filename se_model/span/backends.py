@@ -51,8 +51,8 @@ class Backend:
     """One way to compute span-expanded attention, and what it can serve.
 
     Attributes:
-        attend: (q, k, v, blocks, counts, layout, scale) -> output, differentiable if ``gradients``.
-        choose_blocks: (q, k, v, layout, top_k=, scale=, summary=, causal=) -> block ids.
+        attend: (q, k, v, blocks, counts, layout, options) -> output, differentiable if ``gradients``.
+        choose_blocks: (q, k, v, layout, options) -> block ids.
         devices: device types; empty for any.
         interpreted_devices: device types beyond those, in triton's interpreter, which "auto" never takes.
         dtypes: of q, k and v.

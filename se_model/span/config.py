@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -72,24 +72,16 @@ class SpanConfig:
         """The chunk size that a layer uses in a forward call."""
         return draw_chunk_size(as_chunk_sizes(self.chunk_sizes), seed=self.seed, step=step, layer=layer)
 
-    def options(self, *, layer: int, step: int) -> SpanOptions:
-        """How a layer cuts its rows and chooses in a forward call, its chunk size drawn."""
-        return self._options(self.chunk_size(layer=layer, step=step))
+    def options(self, *, layer: int, step: int, scale: float | None = None) -> SpanOptions:
+        """The options of one layer in one forward call, its chunk size drawn; ``scale`` is of the logits."""
+        return self._options(self.chunk_size(layer=layer, step=step), scale)
 
-    def _options(self, chunk_size: int) -> SpanOptions:
+    def _options(self, chunk_size: int, scale: float | None = None) -> SpanOptions:
         return SpanOptions(
-            chunk_size, self.block_size, self.top_k, self.summary, self.selection, self.refresh
+            chunk_size, self.block_size, self.top_k, self.summary, self.selection, self.refresh, scale
         )
 
     def bind(self, *, layer: int, step: int) -> Attention:
         """The attention of one layer in one forward call, its chunk size drawn."""
-        return partial(
-            se_attention,
-            chunk_size=self.chunk_size(layer=layer, step=step),
-            block_size=self.block_size,
-            top_k=self.top_k,
-            summary=self.summary,
-            selection=self.selection,
-            refresh=self.refresh,
-            backend=self.backend,
-        )
+        options = asdict(self.options(layer=layer, step=step))
+        return partial(se_attention, **options, backend=self.backend)

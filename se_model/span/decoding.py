@@ -27,7 +27,6 @@ class DecodingState:
 
     Attributes:
         options: how the row is cut and its blocks chosen.
-        scale: of the logits.
         length: tokens so far.
         summaries: of the whole blocks so far, [B, H, U, D] ("attention") or [B, G, U, D] ("mean_key").
         unfinished: queries of the block that is not whole yet, [B, H, length % S, D].
@@ -37,7 +36,6 @@ class DecodingState:
     """
 
     options: SpanOptions
-    scale: float
     length: int
     summaries: Tensor
     unfinished: Tensor
@@ -58,9 +56,7 @@ class DecodingState:
 
 
 @torch.no_grad()
-def start_decoding(
-    q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, *, scale: float | None = None
-) -> DecodingState:
+def start_decoding(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> DecodingState:
     """The state after a prompt, whatever attention the prompt itself had.
 
     q: [B, H, L, D]; k, v: [B, G, L, D], any L of at least 1, the same for every row of the batch. It holds
@@ -70,21 +66,19 @@ def start_decoding(
         ValueError: if ``options.selection`` is not "causal" (a chunk's choice would need queries to come), or
             the shapes do not fit together.
     """
-    if options.selection != "causal":
+    if not options.causal:
         raise ValueError(f'decoding with span attention needs selection="causal", not {options.selection!r}')
     check_inputs(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     length, size, refresh = q.shape[2], options.block_size, options.queries_per_choice
     whole = length // size * size
     group = length // refresh
     with torch.autocast(q.device.type, enabled=False):
-        summaries = _summarise(q[:, :, :whole], k[:, :, :whole], v[:, :, :whole], options, scale)
+        summaries = _summarise(q[:, :, :whole], k[:, :, :whole], v[:, :, :whole], options)
         current = _sum(q[:, :, group * refresh :])
         judges = _sum(q[:, :, max(0, group - 1) * refresh : group * refresh])
         blocks = _choose(judges, summaries, group, options, k.shape[1])
     return DecodingState(
         options,
-        scale,
         length,
         summaries,
         q[:, :, whole:].clone(),
@@ -137,7 +131,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> Tensor:
         visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(
-        q, keys, values, attn_mask=visible, scale=state.scale, enable_gqa=grouped
+        q, keys, values, attn_mask=visible, scale=state.options.scale_for(q.shape[3]), enable_gqa=grouped
     )
 
 
@@ -161,7 +155,7 @@ def _take_in(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> DecodingS
         if whole:
             first = length - queries.shape[2]
             tokens = slice(first, first + whole)
-            fresh = _summarise(queries[:, :, :whole], k[:, :, tokens], v[:, :, tokens], options, state.scale)
+            fresh = _summarise(queries[:, :, :whole], k[:, :, tokens], v[:, :, tokens], options)
             summaries = torch.cat([summaries, fresh], dim=2)
         query_sum, blocks = state.query_sum + _sum(q), state.blocks
         group, rest = divmod(length, options.queries_per_choice)
@@ -170,7 +164,6 @@ def _take_in(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> DecodingS
             query_sum = torch.zeros_like(query_sum)
     return DecodingState(
         options,
-        state.scale,
         length,
         summaries,
         queries[:, :, whole:].clone(),
@@ -180,12 +173,12 @@ def _take_in(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> DecodingS
     )
 
 
-def _summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, scale: float) -> Tensor:
+def _summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     """Summaries of whole blocks, also of none. q: [B, H, U * S, D]; k, v: [B, G, U * S, D]."""
     if q.shape[2] == 0:
         of = q if options.summary == "attention" else k
         return of.new_empty(of.shape, dtype=torch.promote_types(q.dtype, torch.float32))
-    return summarise(q, k, v, options.block_size, scale, options.summary)
+    return summarise(q, k, v, options)
 
 
 def _sum(q: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from se_model.span.flash_package import VarlenAttention, varlen_attention
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 
 
 def attend(
@@ -31,7 +32,7 @@ def attend(
     blocks: Tensor,
     counts: tuple[int, ...],
     layout: Layout,
-    scale: float,
+    options: SpanOptions,
     *,
     kernel: VarlenAttention = varlen_attention,
 ) -> Tensor:
@@ -46,8 +47,9 @@ def attend(
     keys, values = (_Gather.apply(x.transpose(1, 2).flatten(0, 1), tokens) for x in (k, v))
     queries = q.transpose(1, 2).reshape(batch * length, heads, width)
     out = kernel(
-        queries, keys, values, rows.query_bounds, rows.key_bounds, rows.most_queries, rows.most_keys, scale
-    )
+        queries, keys, values, rows.query_bounds, rows.key_bounds, rows.most_queries, rows.most_keys,
+        options.scale_for(width),
+    )  # fmt: skip
     return out.unflatten(0, (batch, length)).transpose(1, 2)
 
 

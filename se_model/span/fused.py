@@ -14,58 +14,58 @@ from torch.autograd.function import once_differentiable
 
 from se_model.span import selection
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 from se_model.span.strides import with_dense_rows
 from se_model.span.triton_package import is_interpreting
 
-_LOG2_E = 1.4426950408889634
-
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], ascending, then -1; ``counts`` says
     the same of every choice and is not needed. Returns [B, H, L, D].
     """
-    out: Tensor = _FusedAttention.apply(q, k, v, blocks, layout, scale)
+    out: Tensor = _FusedAttention.apply(q, k, v, blocks, layout, options)
     return out
 
 
 @torch.no_grad()
-def choose_blocks(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, top_k: int, scale: float, summary: str, causal: bool
-) -> Tensor:
+def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """The ids of the blocks that each choice retrieves; as ``se_model.span.selection.choose_blocks``."""
     from se_model.span.kernels import launch
 
-    width = min(top_k, layout.most_candidates)
+    width = min(options.top_k, layout.most_candidates)
     if width == 0:
         return torch.empty(*k.shape[:2], layout.choices, 0, dtype=torch.int64, device=k.device)
     if not launch.can_choose(q, layout.block_size, width):
-        return selection.choose_blocks(
-            q, k, v, layout, top_k=top_k, scale=scale, summary=summary, causal=causal
-        )
+        return selection.choose_blocks(q, k, v, layout, options)
     q, k, v = (with_dense_rows(x) for x in (q, k, v))
-    mean_key = summary == "mean_key"
     with torch.cuda.device_of(q):
-        summaries = launch.summarise(q, k, v, layout, scale * _LOG2_E, mean_key, upcast=_upcast(q))
+        summaries = launch.summarise(q, k, v, layout, options, upcast=_upcast(q))
         sums = launch.sum_queries(q, layout)
-        return launch.choose(sums, summaries, layout, k.shape[1], width, causal=causal)
+        return launch.choose(sums, summaries, layout, options, k.shape[1], width)
 
 
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, layout: Layout, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, layout: Layout, options: SpanOptions
     ) -> Tensor:
         from se_model.span.kernels import launch
 
         q, k, v = (with_dense_rows(x) for x in (q, k, v))
         with torch.cuda.device_of(q):
-            out, normalisers = launch.attend(q, k, v, blocks, layout, scale * _LOG2_E, upcast=_upcast(q))
+            out, normalisers = launch.attend(q, k, v, blocks, layout, options, upcast=_upcast(q))
         ctx.save_for_backward(q, k, v, blocks, out, normalisers)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.options = layout, options
         return out
 
     @staticmethod
@@ -77,7 +77,7 @@ class _FusedAttention(torch.autograd.Function):
         grad = with_dense_rows(grad)
         with torch.cuda.device_of(q):
             deltas = launch.deltas(out, grad)
-            given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.scale, ctx.scale * _LOG2_E)
+            given = (q, k, v, grad, normalisers, deltas, blocks, ctx.layout, ctx.options)
             for_q = launch.query_gradients(*given, upcast=_upcast(q))
             for_k, for_v = launch.key_gradients(*given, upcast=_upcast(q))
         return for_q, for_k, for_v, None, None, None

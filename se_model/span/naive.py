@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Keys of chunk i = [K^m of the chosen blocks ; K_i], values likewise (paper, section 3.2, step 4).
 
@@ -23,6 +30,7 @@ def attend(
     many are not. Returns [B, H, L, D].
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
+    scale = options.scale_for(q.shape[3])
     group = q.shape[1] // k.shape[1]
     outputs = []
     for b, h in product(range(q.shape[0]), range(q.shape[1])):
@@ -32,22 +40,21 @@ def attend(
     return torch.stack(outputs).reshape(q.shape).to(q.dtype)
 
 
-def choose_blocks(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, top_k: int, scale: float, summary: str, causal: bool
-) -> Tensor:
+def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """The k candidates of the largest R_ij = sum_t <Q_i[t], c_j> (paper, section 3.3), by sorting a list.
 
     Returns int64 [B, G, choices, min(top_k, most_candidates)], ascending, -1 where there is none. R_ij is
-    summed over the query heads of a group; ``causal`` takes the queries of the choice before.
+    summed over the query heads of a group; a causal choice takes the queries of the choice before.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k, v = (x.detach().to(dtype) for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
-    width = min(top_k, layout.most_candidates)
+    width = min(options.top_k, layout.most_candidates)
+    how = (options.scale_for(q.shape[3]), options.summary, options.causal)
     chosen = []
     for b, g in product(range(k.shape[0]), range(k.shape[1])):
         heads = q[b, g * group : (g + 1) * group]
-        chosen.append(_choose_for_group(heads, k[b, g], v[b, g], layout, width, scale, summary, causal))
+        chosen.append(_choose_for_group(heads, k[b, g], v[b, g], layout, width, *how))
     shape = (q.shape[0], k.shape[1], layout.choices, width)
     return torch.tensor(chosen, dtype=torch.int64, device=q.device).reshape(shape)
 

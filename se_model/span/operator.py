@@ -58,20 +58,17 @@ def se_attention(
         ValueError: on shapes, options, ``cu_seqlens`` or ``blocks`` that do not fit together, and on a
             backend that cannot serve the call.
     """
-    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh)
+    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh, scale)
     layout = _cut(q, k, v, options, cu_seqlens)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen_backend = resolve(backend, _request(q, k, v, layout, selection))
+    chosen_backend = resolve(backend, _request(q, k, v, layout, options))
     if blocks is None:
         counts = layout.counts(top_k)
-        blocks = chosen_backend.choose_blocks(
-            q, k, v, layout, top_k=top_k, scale=scale, summary=summary, causal=selection == "causal"
-        )
+        blocks = chosen_backend.choose_blocks(q, k, v, layout, options)
     else:
         counts = count_blocks(blocks, k, layout)
         top_k = blocks.shape[-1]
     note_selection(blocks, layout, top_k)
-    return chosen_backend.attend(q, k, v, blocks, counts, layout, scale)
+    return chosen_backend.attend(q, k, v, blocks, counts, layout, options)
 
 
 def select_blocks(
@@ -102,18 +99,9 @@ def select_blocks(
     Raises:
         ValueError: as ``se_attention``.
     """
-    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh)
+    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh, scale)
     layout = _cut(q, k, v, options, cu_seqlens)
-    blocks = resolve(backend, _request(q, k, v, layout, selection)).choose_blocks(
-        q,
-        k,
-        v,
-        layout,
-        top_k=top_k,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        summary=summary,
-        causal=selection == "causal",
-    )
+    blocks = resolve(backend, _request(q, k, v, layout, options)).choose_blocks(q, k, v, layout, options)
     note_selection(blocks, layout, top_k)
     return F.pad(blocks, (0, top_k - blocks.shape[-1]), value=-1)
 
@@ -161,14 +149,14 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, cu_seqlens: Tens
     return cut(options.chunk_size, options.block_size, options.queries_per_choice, bounds)
 
 
-def _request(q: Tensor, k: Tensor, v: Tensor, layout: Layout, selection: str) -> Request:
+def _request(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Request:
     return Request(
         device=q.device.type,
         dtype=q.dtype,
         head_dim=q.shape[3],
-        block_size=layout.block_size,
+        block_size=options.block_size,
         grouped=q.shape[1] != k.shape[1],
         packed=len(layout.bounds) > 2,
         gradients=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)),
-        selection=selection,
+        selection=options.selection,
     )

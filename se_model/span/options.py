@@ -1,4 +1,4 @@
-"""The numbers and names that say how a row is cut and how its blocks are chosen."""
+"""What says how a row is cut, how its blocks are chosen, and how logits are scaled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ SELECTIONS = ("chunk", "causal")
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """Options of one call of span-expanded attention, as ``se_attention`` describes them.
+    """Options of one call of span-expanded attention, checked once and then passed to whatever computes it.
+
+    The fields are arguments of ``se_attention`` under their names there.
+
+    Attributes:
+        chunk_size: tokens per chunk (M); a multiple of ``block_size``.
+        block_size: tokens per memory block (S).
+        top_k: memory blocks that a choice retrieves (k); where there are fewer, all of them.
+        summary: what represents a block when blocks are compared, one of ``SUMMARIES``.
+        selection: which queries choose, one of ``SELECTIONS``.
+        refresh: queries that share a choice under "causal" selection; None for ``block_size``.
+        scale: of the logits; None for the default, which ``scale_for`` gives.
 
     Raises:
-        ValueError: if they do not fit together; names the option and what it may be.
+        ValueError: if they do not fit together; names the option and the values it may have.
     """
 
     chunk_size: int
@@ -22,6 +33,7 @@ class SpanOptions:
     summary: str = "attention"
     selection: str = "chunk"
     refresh: int | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -42,8 +54,17 @@ class SpanOptions:
             raise ValueError(f"refresh must divide chunk_size {self.chunk_size}; {self.refresh} does not")
 
     @property
+    def causal(self) -> bool:
+        """Whether each choice is made by the queries of the choice before it, instead of its own."""
+        return self.selection == "causal"
+
+    @property
     def queries_per_choice(self) -> int:
         """How many consecutive queries retrieve the same blocks."""
         if self.selection == "chunk":
             return self.chunk_size
         return self.block_size if self.refresh is None else self.refresh
+
+    def scale_for(self, head_dim: int) -> float:
+        """The scale of the logits in heads of dimension D, ``head_dim``: D ** -0.5 unless one was given."""
+        return head_dim**-0.5 if self.scale is None else self.scale

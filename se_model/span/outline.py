@@ -13,10 +13,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """An output without values. q: [B, H, L, D]; k, v: [B, G, L, D]. Returns [B, H, L, D]."""
     out: Tensor = _Outline.apply(q, k, v, blocks)
@@ -29,11 +36,9 @@ def attend_densely(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def choose_blocks(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, top_k: int, scale: float, summary: str, causal: bool
-) -> Tensor:
+def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """A choice without values: int64 [B, G, choices, min(top_k, most_candidates)]."""
-    width = min(top_k, layout.most_candidates)
+    width = min(options.top_k, layout.most_candidates)
     return torch.empty(*k.shape[:2], layout.choices, width, dtype=torch.int64, device=k.device)
 
 

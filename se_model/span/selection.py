@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from se_model.span.layout import Document, Layout
+from se_model.span.options import SpanOptions
 
 # Bounds the memory of working in float32 on half-precision inputs: tokens summarised at a time, and
 # relevancies ranked at a time.
@@ -21,22 +22,17 @@ _SCORES_AT_ONCE = 2**24
 
 
 @torch.no_grad()
-def choose_blocks(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, top_k: int, scale: float, summary: str, causal: bool
-) -> Tensor:
+def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """The ids of the blocks that each choice retrieves, ascending, then -1 where there is none.
 
     q: [B, H, L, D]; k, v: [B, G, L, D] -> int64 [B, G, choices, min(top_k, most_candidates)].
-    ``causal`` judges the blocks by the queries of the choice before, instead of the choice's own.
     """
     with torch.autocast(q.device.type, enabled=False):
-        return _choose(q, k, v, layout, top_k, scale, summary, causal)
+        return _choose(q, k, v, layout, options)
 
 
-def _choose(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, top_k: int, scale: float, summary: str, causal: bool
-) -> Tensor:
-    width = min(top_k, layout.most_candidates)
+def _choose(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
+    width = min(options.top_k, layout.most_candidates)
     chosen = torch.full((*k.shape[:2], layout.choices, width), -1, dtype=torch.int64, device=k.device)
     for document in layout.documents:
         choices = layout.choices_of(document)
@@ -44,11 +40,9 @@ def _choose(
         if candidates == 0 or width == 0:
             continue
         tokens = slice(document.start, document.start + candidates * layout.block_size)
-        summaries = summarise(
-            q[:, :, tokens], k[:, :, tokens], v[:, :, tokens], layout.block_size, scale, summary
-        )
+        summaries = summarise(q[:, :, tokens], k[:, :, tokens], v[:, :, tokens], options)
         sums = sum_queries(q[:, :, document.start : document.end], layout.refresh)
-        if causal:
+        if options.causal:
             sums = torch.cat([torch.zeros_like(sums[:, :, :1]), sums[:, :, :-1]], dim=2)
         rows = max(1, _SCORES_AT_ONCE // (k.shape[0] * k.shape[1] * candidates))
         for first in range(0, choices, rows):
@@ -59,16 +53,17 @@ def _choose(
     return chosen
 
 
-def summarise(q: Tensor, k: Tensor, v: Tensor, block_size: int, scale: float, summary: str) -> Tensor:
+def summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     """The summary c_j of every block, in float32 or wider.
 
     q: [B, H, U * S, D]; k, v: [B, G, U * S, D] -> [B, H, U, D] for "attention" (one for each query head),
     [B, G, U, D] for "mean_key".
     """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    if summary == "mean_key":
+    dtype, block_size = torch.promote_types(q.dtype, torch.float32), options.block_size
+    if options.summary == "mean_key":
         return k.unflatten(2, (-1, block_size)).mean(3, dtype=dtype)
     tokens = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
+    scale = options.scale_for(q.shape[3])
     # On a CPU head by head: only a single head's blocks lie evenly apart in [B, L, H, D], and are multiplied
     # without a copy.
     rows, heads = (1, 1) if q.device.type == "cpu" else k.shape[:2]

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from se_model.span.kernels import backward, forward, selection, tables
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 from se_model.span.triton_package import is_interpreting
 
+_LOG2_E = 1.4426950408889634
 # Rows that a program sums at a time; it waits for memory, not for arithmetic.
 _SUMMED_AT_ONCE = 64
 # What the selection kernels may hold in a GPU's shared memory: blocks kept, bytes of one block's rows.
@@ -24,7 +26,7 @@ def can_choose(q: Tensor, block_size: int, width: int) -> bool:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, layout: Layout, scale_base_2: float, *, upcast: bool
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, layout: Layout, options: SpanOptions, *, upcast: bool
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, L, D] in q's dtype and layout, and the normalisers, float32 [B, H, L], base 2."""
     out = torch.empty_like(q)
@@ -35,8 +37,8 @@ def attend(
     forward.attend_kernel[(len(tiles), q.shape[0] * q.shape[1])](
         q, k, v, out, normalisers, tiles, _first_tokens(blocks, layout),
         *_strides(q, k, v, out), q.shape[2], layout.choices, blocks.shape[3], q.shape[1], k.shape[1],
-        scale_base_2, q.shape[3], layout.block_size, block_d, size, tile.keys, _block_width(blocks),
-        upcast, num_warps=tile.warps, num_stages=tile.stages,
+        _scale_base_2(q, options), q.shape[3], layout.block_size, block_d, size, tile.keys,
+        _block_width(blocks), upcast, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, normalisers
 
@@ -53,7 +55,7 @@ def deltas(out: Tensor, grad: Tensor) -> Tensor:
 
 def query_gradients(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, normalisers: Tensor, delta: Tensor, blocks: Tensor,
-    layout: Layout, scale: float, scale_base_2: float, *, upcast: bool,
+    layout: Layout, options: SpanOptions, *, upcast: bool,
 ) -> Tensor:  # fmt: skip
     """dQ [B, H, L, D]."""
     for_q = torch.empty_like(q)
@@ -63,15 +65,15 @@ def query_gradients(
     backward.query_gradients_kernel[(len(tiles), q.shape[0] * q.shape[1])](
         q, k, v, grad, normalisers, delta, for_q, tiles, _first_tokens(blocks, layout),
         *_strides(q, k, v, grad, for_q), q.shape[2], layout.choices, blocks.shape[3], q.shape[1],
-        k.shape[1], scale, scale_base_2, q.shape[3], layout.block_size, block_d, size, tile.keys,
-        _block_width(blocks), upcast, num_warps=tile.warps, num_stages=tile.stages,
+        k.shape[1], options.scale_for(q.shape[3]), _scale_base_2(q, options), q.shape[3], layout.block_size,
+        block_d, size, tile.keys, _block_width(blocks), upcast, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return for_q
 
 
 def key_gradients(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, normalisers: Tensor, delta: Tensor, blocks: Tensor,
-    layout: Layout, scale: float, scale_base_2: float, *, upcast: bool,
+    layout: Layout, options: SpanOptions, *, upcast: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dK and dV, [B, G, L, D] each: first from those who retrieved a key, then from its own chunk."""
     for_k, for_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
@@ -79,7 +81,7 @@ def key_gradients(
     rows = k.shape[0] * k.shape[1]
     given = (q, k, v, grad, normalisers, delta, for_k, for_v)
     strides = _strides(q, k, v, grad, for_k)
-    heads = (q.shape[1], k.shape[1], scale, scale_base_2)
+    heads = (q.shape[1], k.shape[1], options.scale_for(q.shape[3]), _scale_base_2(q, options))
     run = {"num_warps": tile.warps, "num_stages": tile.stages}
     retrieved = blocks.shape[3] > 0
     if retrieved:
@@ -102,18 +104,20 @@ def key_gradients(
 
 
 def summarise(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale_base_2: float, mean_key: bool, *, upcast: bool
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions, *, upcast: bool
 ) -> Tensor:
-    """Summaries, float32 [B, H, U, D], of a ``mean_key`` [B, G, U, D]; zeros for blocks nobody can choose."""
+    """Summaries, float32 [B, H, U, D], of mean keys [B, G, U, D]; zeros for blocks that nobody can choose."""
+    mean_key = options.summary == "mean_key"
     heads = k.shape[1] if mean_key else q.shape[1]
     blocks = tables.retrievable_blocks(layout, q.device)
     shape = (q.shape[0], heads, layout.blocks, q.shape[3])
     # Not unwritten: what is read beside a candidate may be infinite or no number, and would spoil it.
     summaries = torch.zeros(shape, dtype=torch.float32, device=q.device)
     selection.summarise_kernel[(len(blocks), q.shape[0] * heads)](
-        q, k, v, summaries, blocks, *_strides(q, k, v), layout.blocks, heads, k.shape[1], scale_base_2,
-        q.shape[3], layout.block_size, _block_d(q), tables.tile_of(layout.block_size),
-        mean_key, upcast, num_warps=8 if _block_d(q) * q.element_size() > 512 else 4,
+        q, k, v, summaries, blocks, *_strides(q, k, v), layout.blocks, heads, k.shape[1],
+        _scale_base_2(q, options), q.shape[3], layout.block_size, _block_d(q),
+        tables.tile_of(layout.block_size), mean_key, upcast,
+        num_warps=8 if _block_d(q) * q.element_size() > 512 else 4,
     )  # fmt: skip
     return summaries
 
@@ -130,7 +134,7 @@ def sum_queries(q: Tensor, layout: Layout) -> Tensor:
 
 
 def choose(
-    sums: Tensor, summaries: Tensor, layout: Layout, groups: int, width: int, *, causal: bool
+    sums: Tensor, summaries: Tensor, layout: Layout, options: SpanOptions, groups: int, width: int
 ) -> Tensor:
     """The ``width`` most relevant candidates of every choice: int64 [B, G, choices, width].
 
@@ -141,10 +145,16 @@ def choose(
     block_width, tiling = _block_width(chosen), _tiling(sums)
     selection.choose_kernel[(triton.cdiv(choices, tiling.choices), batch * groups)](
         sums, summaries, tables.candidate_table(layout, sums.device), chosen,
-        summaries.shape[2], choices, width, heads // groups, summaries.shape[1] // groups, int(causal),
-        sums.shape[3], _block_d(sums), tiling.choices, max(tiling.blocks, block_width), block_width,
+        summaries.shape[2], choices, width, heads // groups, summaries.shape[1] // groups,
+        int(options.causal), sums.shape[3], _block_d(sums), tiling.choices, max(tiling.blocks, block_width),
+        block_width,
     )  # fmt: skip
     return chosen
+
+
+def _scale_base_2(q: Tensor, options: SpanOptions) -> float:
+    """The scale of logits whose exponential is a power of 2."""
+    return options.scale_for(q.shape[3]) * _LOG2_E
 
 
 def _first_tokens(blocks: Tensor, layout: Layout) -> Tensor:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 from se_model.span.sdpa import causal_calls, masked_calls, merged_parts
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
@@ -22,4 +29,4 @@ def attend(
         way = causal_calls.attend
     else:
         way = masked_calls.attend
-    return way(q, k, v, blocks, counts, layout, scale)
+    return way(q, k, v, blocks, counts, layout, options)

@@ -12,18 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 from se_model.span.sdpa.retrieval import retrieve, unbatch_pieces
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choice names (paper, section 3.2).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, T, K], of which choice i uses the first
     ``counts[i]``; one choice for each chunk. Returns [B, H, L, D].
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped, scale = q.shape[1] != k.shape[1], options.scale_for(q.shape[3])
     runs = list(layout.choice_runs(counts))
     # One split, whose backward is a single concatenation; a slice's backward fills a whole row's gradient.
     lengths = [run.pieces * run.length for run in runs]

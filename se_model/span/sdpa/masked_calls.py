@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.layout import Layout, Run
+from se_model.span.options import SpanOptions
 from se_model.span.sdpa.retrieval import gather_blocks, view_blocks
 
 
@@ -40,7 +41,13 @@ class _Groups:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Each group's attention over its chunk, up to itself, and the blocks that its choice names.
 
@@ -52,10 +59,7 @@ def attend(
         # The same place in every chunk of the run, place after place: [B, H, chunks, group, D] each.
         places = [
             torch.cat(
-                [
-                    _attend(q, k, v, blocks, groups, layout.block_size, scale)
-                    for groups in _alike(run, start, counts, layout)
-                ],
+                [_attend(q, k, v, blocks, groups, options) for groups in _alike(run, start, counts, layout)],
                 dim=2,
             )
             for start in range(0, run.length, layout.refresh)
@@ -77,9 +81,7 @@ def _alike(run: Run, start: int, counts: tuple[int, ...], layout: Layout) -> Ite
         chunk += len(ids)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, groups: _Groups, block_size: int, scale: float
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, groups: _Groups, options: SpanOptions) -> Tensor:
     """Returns [B, H, chunks, group, D]."""
     run, start, end = groups.run, groups.start, groups.end
     queries, *own = (
@@ -87,15 +89,17 @@ def _attend(
         for x in (q, k, v)
     )
     where = blocks[:, :, groups.choices, : groups.retrieved] - run.document.first_block
-    spans = (gather_blocks(view_blocks(x, run.document, block_size), where).transpose(1, 2) for x in (k, v))
+    spans = (
+        gather_blocks(view_blocks(x, run.document, options.block_size), where).transpose(1, 2) for x in (k, v)
+    )
     keys, values = (torch.cat(both, dim=3).flatten(0, 1) for both in zip(spans, own, strict=True))
-    positions = torch.arange(-groups.retrieved * block_size, end, device=q.device)
+    positions = torch.arange(-groups.retrieved * options.block_size, end, device=q.device)
     out = F.scaled_dot_product_attention(
         queries[:, :, :, start:].flatten(0, 1),
         keys,
         values,
         attn_mask=positions <= torch.arange(start, end, device=q.device)[:, None],
-        scale=scale,
+        scale=options.scale_for(q.shape[3]),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out.unflatten(0, (q.shape[0], -1)).transpose(1, 2)

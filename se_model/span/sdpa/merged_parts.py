@@ -13,20 +13,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
 from se_model.span.sdpa.merge import add_part_gradients, merge_part
 from se_model.span.sdpa.parts import cut_into_parts
 from se_model.span.strides import with_dense_rows
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: tuple[int, ...], layout: Layout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    counts: tuple[int, ...],
+    layout: Layout,
+    options: SpanOptions,
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
     ``counts[i]``; all on a CPU. Returns [B, H, L, D].
     """
-    out: Tensor = _MergedAttention.apply(q, k, v, blocks, counts, layout, scale)
+    out: Tensor = _MergedAttention.apply(q, k, v, blocks, counts, layout, options)
     return out
 
 
@@ -40,10 +47,11 @@ class _MergedAttention(torch.autograd.Function):
         blocks: Tensor,
         counts: tuple[int, ...],
         layout: Layout,
-        scale: float,
+        options: SpanOptions,
     ) -> Tensor:
         # The backward kernel itself copies a gradient whose last dimension is strided.
         q, k, v = (with_dense_rows(x) for x in (q, k, v))
+        scale = options.scale_for(q.shape[3])
         dtype = torch.promote_types(q.dtype, torch.float32)
         out = _new_row(q, dtype)
         normaliser = torch.empty(q.shape[:3], dtype=dtype)

@@ -1,5 +1,7 @@
 """Tokens decoded over a cache have the outputs that causal span attention gives them in the whole row."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,21 +15,18 @@ LENGTH = 75
 CHUNK, BLOCK = 24, 4
 
 
-def options_of(*, top_k=2, summary="attention", refresh=None):
-    return SpanOptions(CHUNK, BLOCK, top_k, summary, "causal", refresh)
+def options_of(*, top_k=2, summary="attention", refresh=None, scale=None):
+    return SpanOptions(CHUNK, BLOCK, top_k, summary, "causal", refresh, scale)
 
 
-def whole_row(inputs, options, scale=None):
-    return se_attention(
-        *inputs, chunk_size=CHUNK, block_size=BLOCK, top_k=options.top_k, summary=options.summary,
-        selection="causal", refresh=options.refresh, backend="naive", scale=scale,
-    )  # fmt: skip
+def whole_row(inputs, options):
+    return se_attention(*inputs, **asdict(options), backend="naive")
 
 
-def decode_in_steps(inputs, options, prompt, steps, scale=None):
+def decode_in_steps(inputs, options, prompt, steps):
     """Outputs of everything after the prompt, decoded in steps of these many tokens, round and round."""
     q, k, v = (x.detach() for x in inputs)
-    state = start_decoding(q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt], options, scale=scale)
+    state = start_decoding(q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt], options)
     outputs = []
     while state.length < q.shape[2]:
         end = min(q.shape[2], state.length + steps[len(outputs) % len(steps)])
@@ -48,9 +47,9 @@ def test_token_by_token_equals_the_whole_row(draw, summary, refresh, prompt):
 @pytest.mark.parametrize("steps", [[2], [7], [1, 30, 3], [LENGTH]])
 @pytest.mark.parametrize("prompt", [1, 5, 24, 47])
 def test_several_tokens_at_once_equal_the_whole_row(draw, steps, prompt):
-    inputs, options = draw(LENGTH), options_of(refresh=6)
-    output, _ = decode_in_steps(inputs, options, prompt, steps, scale=0.7)
-    torch.testing.assert_close(output, whole_row(inputs, options, 0.7)[:, :, prompt:], **within(F64))
+    inputs, options = draw(LENGTH), options_of(refresh=6, scale=0.7)
+    output, _ = decode_in_steps(inputs, options, prompt, steps)
+    torch.testing.assert_close(output, whole_row(inputs, options)[:, :, prompt:], **within(F64))
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 1000])
@@ -78,7 +77,7 @@ def test_decoding_arrives_at_the_state_that_a_longer_prompt_starts_with(draw, su
     _, state = decode_in_steps(inputs, options, prompt, [1, 9])
     expected = start_decoding(*inputs, options)
     torch.testing.assert_close(tensors(state), tensors(expected), **within(F64))
-    assert (state.options, state.scale, state.length) == (expected.options, expected.scale, expected.length)
+    assert (state.options, state.length) == (expected.options, expected.length)
 
 
 def test_the_state_grows_by_summaries_alone(draw):

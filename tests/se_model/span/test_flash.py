@@ -11,6 +11,7 @@ from torch import Tensor
 from se_model.span import flash, naive, select_blocks
 from se_model.span.flash_package import has_flash_attn
 from se_model.span.layout import cut
+from se_model.span.options import SpanOptions
 from tests.tolerances import BF16, EXACT, F64
 
 CHUNK, BLOCK = 16, 4
@@ -52,8 +53,9 @@ def attend_both(inputs, bounds, *, top_k=3, selection="chunk", refresh=None, sca
         q, k, v, chunk_size=CHUNK, block_size=BLOCK, top_k=top_k, selection=selection, refresh=refresh,
         cu_seqlens=torch.tensor(bounds) if len(bounds) > 2 else None, backend="naive",
     )  # fmt: skip
-    layout = cut(CHUNK, BLOCK, CHUNK if selection == "chunk" else refresh or BLOCK, bounds)
-    given = (blocks, layout.counts(top_k), layout, scale)
+    options = SpanOptions(CHUNK, BLOCK, top_k, selection=selection, refresh=refresh, scale=scale)
+    layout = cut(CHUNK, BLOCK, options.queries_per_choice, bounds)
+    given = (blocks, layout.counts(top_k), layout, options)
     return flash.attend(q, k, v, *given, kernel=documented), naive.attend(q, k, v, *given)
 
 
@@ -83,11 +85,11 @@ def test_an_evaluation_leaves_nothing_that_a_training_step_cannot_save(draw):
 
     layout = cut(CHUNK, BLOCK, CHUNK, (0, 59))
     inputs = draw(59, groups=4)
-    blocks = torch.full((1, 4, 4, 0), -1)
+    given = (torch.full((1, 4, 4, 0), -1), layout.counts(0), layout, SpanOptions(CHUNK, BLOCK, 0))
     with torch.inference_mode():
-        flash.attend(*inputs, blocks, layout.counts(0), layout, 0.3, kernel=kernel)
+        flash.attend(*inputs, *given, kernel=kernel)
     seen.clear()
-    flash.attend(*inputs, blocks, layout.counts(0), layout, 0.3, kernel=kernel)
+    flash.attend(*inputs, *given, kernel=kernel)
     assert len(seen) == 5
     assert not any(x.is_inference() for x in seen)
 
@@ -99,7 +101,7 @@ def test_half_precision_sums_the_gradients_of_a_key_wide(draw):
     layout = cut(CHUNK, BLOCK, CHUNK, (0, 1024))
     blocks = torch.zeros(1, 1, 64, 1, dtype=torch.int64)
     blocks[0, 0, 0] = -1
-    given = (blocks, layout.counts(1), layout, 0.3)
+    given = (blocks, layout.counts(1), layout, SpanOptions(CHUNK, BLOCK, 1, scale=0.3))
     kernel_in_double = lambda q, k, v, *rest: documented(q.double(), k.double(), v.double(), *rest)  # noqa: E731
     found = flash.attend(*inputs, *given, kernel=kernel_in_double)
     expected = naive.attend(*wide, *given)
@@ -140,8 +142,9 @@ def test_flash_attn_s_kernel_gives_the_oracle_s_numbers(draw, selection, refresh
         *wide, chunk_size=CHUNK, block_size=BLOCK, top_k=3, selection=selection, backend="naive"
     )
     layout = cut(CHUNK, BLOCK, refresh, (0, 1000))
-    found = flash.attend(q, k, v, blocks.cuda(), layout.counts(3), layout, width**-0.5)
-    expected = naive.attend(*wide, blocks, layout.counts(3), layout, width**-0.5)
+    given = (layout.counts(3), layout, SpanOptions(CHUNK, BLOCK, 3, selection=selection))
+    found = flash.attend(q, k, v, blocks.cuda(), *given)
+    expected = naive.attend(*wide, blocks, *given)
     torch.testing.assert_close(found.double().cpu(), expected, rtol=BF16, atol=BF16)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for one, other in zip(

@@ -5,6 +5,7 @@ import torch
 
 from se_model.span import naive, se_attention, select_blocks
 from se_model.span.layout import cut
+from se_model.span.options import SpanOptions
 from se_model.span.sdpa import causal_calls, masked_calls, merged_parts, parts, triangle
 from tests.tolerances import F32, F64
 
@@ -39,7 +40,7 @@ def prepared(inputs, bounds, refresh, selection, *, vary=False):
         last = (blocks[:, :, ::3] >= 0).sum(-1, keepdim=True) - 1
         blocks[:, :, ::3] = blocks[:, :, ::3].scatter(-1, last.clamp(min=0), -1)
     counts = tuple((blocks[0, 0] >= 0).sum(-1).tolist())
-    return blocks, counts, cut(16, 4, refresh, tuple(bounds)), 0.3
+    return blocks, counts, cut(16, 4, refresh, tuple(bounds)), SpanOptions(16, 4, 3, **causal, scale=0.3)
 
 
 @pytest.mark.parametrize("vary", [False, True])
