@@ -1,4 +1,4 @@
-"""What span-expanded attention is compared with, under the same signature."""
+"""The attentions that span-expanded attention is compared with, under the same signature."""
 
 from se_model.baselines.full import FullConfig, full_attention
 from se_model.baselines.no_memory import NoMemoryConfig

@@ -24,14 +24,14 @@ def s2_attention(
     scale: float | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention inside groups of tokens; for half of the heads the groups lie half a group further.
+    """Causal attention inside groups of tokens; for half of the heads the groups are shifted by half a group.
 
     q: [B, H, L, D], H at least 2; k, v: [B, G, L, D], G divides H; cu_seqlens: [N + 1] with B = 1. Returns
     [B, H, L, D]. ``group_size`` in tokens; by default a quarter of each document, rounded up. Groups restart
     at each document.
 
-    LongLoRA shifts by rolling the sequence, so that its last group joins the document's end to its beginning
-    and lets the first tokens see the last ones. Here the half groups at both ends stay apart: nothing sees
+    LongLoRA shifts by rolling the sequence, so that one group joins the document's end to its beginning and
+    lets the first tokens see the last ones. Here the half groups at both ends stay separate: no token sees
     the future.
 
     Raises:
@@ -46,7 +46,7 @@ def s2_attention(
     straight = (heads + 1) // 2
     sharing = heads // k.shape[1]
     if straight % sharing:
-        # A key/value head serves both halves: give every query head its own.
+        # Some key/value head would serve both halves: give every query head its own.
         k, v = (x.repeat_interleave(sharing, dim=1) for x in (k, v))
         sharing = 1
     head_counts = [straight, heads - straight]

@@ -51,8 +51,8 @@ def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float)
     outputs = [attend(q[:, :, :window], k[:, :, :window], v[:, :, :window], is_causal=True)]
     if length <= window:
         return outputs[0]
-    # A tile of queries reads the window - 1 keys before it and its own. Small tiles compute less that the
-    # mask drops, and copy more keys.
+    # A tile of queries reads the window - 1 keys before it and its own. Smaller tiles waste less computation
+    # on masked pairs, but copy more keys.
     tile = min(window, max(128, window // 4))
     tiles, rest = divmod(length - window, tile)
     # Row r of a tile sees keys r to r + window - 1 of what the tile reads.

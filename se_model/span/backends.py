@@ -32,7 +32,7 @@ class Request:
         block_size: S.
         grouped: fewer key/value heads than query heads.
         packed: several documents in the row.
-        gradients: some input needs one.
+        gradients: some input needs a gradient.
         selection: "chunk" or "causal".
     """
 
@@ -54,16 +54,16 @@ class Backend:
         attend: (q, k, v, blocks, counts, layout, options) -> output, differentiable if ``gradients``.
         choose_blocks: (q, k, v, layout, options) -> block ids.
         devices: device types; empty for any.
-        interpreted_devices: device types beyond those, in triton's interpreter, which "auto" never takes.
+        interpreted_devices: further device types, served by triton's interpreter, which "auto" never takes.
         dtypes: of q, k and v.
         largest_head_dim: None for any.
-        head_dim_multiple: what has to divide D.
+        head_dim_multiple: what D must be a multiple of.
         largest_block_size: None for any.
         grouped: whether key/value heads may be fewer than query heads.
         packed: whether a row may hold several documents.
         gradients: whether it can be trained through.
         selections: which of "chunk" and "causal".
-        installed: whether the package that it needs is there; ``package`` names it.
+        installed: whether the package that it needs is installed; ``package`` names it.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Backend:
     def refusal(self, request: Request, *, interpreted: bool = False) -> str | None:
         """Why the backend cannot serve the request; None if it can.
 
-        ``interpreted`` allows the devices on which only triton's interpreter runs.
+        ``interpreted`` also allows the devices on which only triton's interpreter runs.
         """
         devices = self.devices | (self.interpreted_devices if interpreted else frozenset())
         if self.devices and request.device not in devices:
@@ -149,7 +149,7 @@ OUTLINE = Backend(
     choose_blocks=outline.choose_blocks,
     devices=frozenset({"meta"}),
 )
-"""What every backend amounts to on tensors without memory; nobody asks for it by name."""
+"""Takes the place of every backend for tensors without memory; no caller asks for it by name."""
 
 
 def find_backend(name: str) -> Backend:
@@ -167,7 +167,7 @@ def find_backend(name: str) -> Backend:
 def resolve(name: str, request: Request) -> Backend:
     """The backend called ``name``; for "auto" the first that serves the request, logged once.
 
-    Tensors without memory (device `meta`) have none of these: `OUTLINE` serves them under every name.
+    Tensors without memory (device `meta`) are served by `OUTLINE` under every name.
 
     Raises:
         ValueError: if there is no such backend, or it cannot serve the request; says why.

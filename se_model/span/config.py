@@ -1,4 +1,4 @@
-"""What describes span-expanded attention."""
+"""The configuration of span-expanded attention."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class SpanConfig:
     """Span-expanded attention. The defaults are the paper's for Mamba-2-Hybrid 2.7B (section 4.1).
 
     Attributes:
-        chunk_sizes: tokens per chunk (M). Of several, each layer draws one in each forward call.
+        chunk_sizes: tokens per chunk (M). If there are several, each layer draws one in each forward call.
         block_size: tokens per memory block (S); divides every chunk size.
         top_k: memory blocks that a chunk retrieves (k); 0 is attention inside each chunk.
-        summary: what stands for a block: "attention" (the paper's: the mean of the block's attention over
+        summary: what represents a block: "attention" (the paper's: the mean of the block's attention over
             itself) or "mean_key" (the mean of its keys).
         selection: "chunk" (the paper's: a chunk's queries choose together) or "causal" (each ``refresh``
             queries retrieve what the ``refresh`` queries before them choose, so that no token sees a choice
             made by a later one).
         refresh: queries that share a choice under "causal" selection; divides every chunk size; by default
             the block size.
-        decoding: what new tokens beside a cache have: "full" (the paper's: attention to all cached tokens) or
-            "span" (what they would have in a forward of the whole row; needs "causal" selection).
+        decoding: the attention of new tokens that continue a cache: "full" (the paper's: to all cached
+            tokens) or "span" (as in a forward call over the whole row; needs "causal" selection).
         backend: a name in ``se_model.span.backends.BACKENDS``, or "auto".
-        seed: of the draw of chunk sizes.
+        seed: for drawing chunk sizes.
 
     Raises:
         ValueError: if the options do not fit together.
@@ -59,7 +59,7 @@ class SpanConfig:
         if self.decoding not in DECODINGS:
             raise ValueError(f"decoding must be one of {', '.join(DECODINGS)}; not {self.decoding!r}")
         if self.decoding == "span" and self.selection != "causal":
-            raise ValueError('decoding="span" needs selection="causal": a chunk chooses by queries to come')
+            raise ValueError('decoding="span" needs selection="causal": "chunk" chooses by later queries too')
         if self.backend != "auto":
             find_backend(self.backend)
 

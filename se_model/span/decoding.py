@@ -1,10 +1,10 @@
 """Span-expanded attention over a cache of keys and values, a few new tokens at a time.
 
-Causal selection lets the choice of blocks for a group of ``refresh`` queries depend on the group before it
-alone, so it can be made when that group is complete. Beside the cache that takes the summaries of the whole
-blocks so far (O(U D)), the queries of the unfinished block (they enter its summary) and the sum of the
-current group's queries (they judge for the next group). A token then costs O((M + k S) D), a group's end
-O(U D), a block's end O(S^2 D); nothing but the cache itself grows with every token.
+Under causal selection the blocks of a group of ``refresh`` queries depend only on the group before it, so
+they can be chosen when that group is complete. Besides the cache, this needs the summaries of the complete
+blocks so far (O(U D)), the queries of the unfinished block (for its summary) and the sum of the current
+group's queries (which choose for the next group). A token then costs O((M + k S) D), the end of a group
+O(U D), the end of a block O(S^2 D); nothing but the cache itself grows with every token.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from se_model.span.selection import rank_blocks, relevance, summarise
 
 @dataclass(frozen=True)
 class DecodingState:
-    """What the next tokens of a row need to know of those before, beyond their keys and values.
+    """What the next tokens of a row need from those before them, besides their keys and values.
 
     Attributes:
-        options: how the row is cut and its blocks chosen.
+        options: of the attention, the same for all tokens.
         length: tokens so far.
-        summaries: of the whole blocks so far, [B, H, U, D] ("attention") or [B, G, U, D] ("mean_key").
-        unfinished: queries of the block that is not whole yet, [B, H, length % S, D].
+        summaries: of the complete blocks so far, [B, H, U, D] ("attention") or [B, G, U, D] ("mean_key").
+        unfinished: queries of the block that is not complete yet, [B, H, length % S, D].
         query_sum: of the current group of ``refresh`` queries, [B, H, D].
         blocks: what the next token's group retrieves, int64 [B, G, K], ascending.
-        last_key: by which a cache is recognised, [B, G, D].
+        last_key: the last token's key, by which a cache is recognised, [B, G, D].
     """
 
     options: SpanOptions
@@ -44,10 +44,10 @@ class DecodingState:
     last_key: Tensor
 
     def continued_by(self, k: Tensor) -> bool:
-        """Whether these cached keys, [B, G, at least ``length``, D], end a row as this state's ended.
+        """Whether these cached keys, [B, G, at least ``length``, D], belong to this state's row.
 
-        Only the last key is compared. Rows that end in the same token but differ before have the same one in
-        a layer to which no mixing of tokens has come yet; the model's later layers tell them apart.
+        Only the last key is compared. Where two rows end in the same token, it may be the same in layers
+        before which nothing mixes tokens; the model's later layers tell the rows apart.
         """
         if k.shape[2] < self.length:
             return False
@@ -59,11 +59,11 @@ class DecodingState:
 def start_decoding(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> DecodingState:
     """The state after a prompt, whatever attention the prompt itself had.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D], any L of at least 1, the same for every row of the batch. It holds
-    copies: neither the prompt's queries nor the cache are kept alive by it.
+    q: [B, H, L, D]; k, v: [B, G, L, D], any L of at least 1, the same for every row of the batch. The state
+    holds copies, so it keeps neither the prompt's queries nor the cache alive.
 
     Raises:
-        ValueError: if ``options.selection`` is not "causal" (a chunk's choice would need queries to come), or
+        ValueError: if ``options.selection`` is not "causal" (a chunk's choice would need later queries), or
             the shapes do not fit together.
     """
     if not options.causal:
@@ -95,7 +95,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> tuple[Tenso
         q: [B, H, n, D], queries of the n next tokens, n of at least 1.
         k: [B, G, ``state.length`` + n, D], keys of all tokens so far, the new ones included.
         v: the values, likewise.
-        state: what the call before returned, or ``start_decoding``; it stays as it is.
+        state: from the call before, or from ``start_decoding``; not modified.
 
     Returns:
         The output [B, H, n, D], and the state after these tokens.
@@ -107,8 +107,8 @@ def decode(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> tuple[Tenso
     if new == 0 or k.shape[2] != state.length + new or k.shape != v.shape or not state.continued_by(k):
         raise ValueError(
             f"the cache does not continue the row of {state.length} tokens that decoding saw last "
-            f"(q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}). Beam search, cropped caches and two "
-            'generations by turns need decoding="full"'
+            f"(q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}). Beam search, cropped caches and "
+            'interleaved generations need decoding="full"'
         )
     refresh = state.options.queries_per_choice
     outputs = []
@@ -174,7 +174,7 @@ def _take_in(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> DecodingS
 
 
 def _summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
-    """Summaries of whole blocks, also of none. q: [B, H, U * S, D]; k, v: [B, G, U * S, D]."""
+    """Summaries of complete blocks, or of none. q: [B, H, U * S, D]; k, v: [B, G, U * S, D]."""
     if q.shape[2] == 0:
         of = q if options.summary == "attention" else k
         return of.new_empty(of.shape, dtype=torch.promote_types(q.dtype, torch.float32))

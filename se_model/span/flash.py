@@ -2,7 +2,7 @@
 
 Each choice is a row of its own in one batch of unequal rows: its queries, and as keys [retrieved ; own chunk
 up to the last of these queries], as in the paper (section 3.2). flash-attn aligns its causal mask at the
-bottom right, so every query sees all that was retrieved and its own chunk causally, without a mask.
+bottom right, so every query sees all retrieved tokens, and its own chunk causally, without an explicit mask.
 
 The gathered keys take 1 + k S / M rows' worth of memory under "chunk" selection. Under "causal" selection
 each of a chunk's choices copies the chunk up to itself, M / (2 refresh) times the row altogether.
@@ -83,9 +83,9 @@ class Rows:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _rows(layout: Layout, counts: tuple[int, ...], batch: int, device: torch.device) -> Rows:
-    """Shared by the layers of a model, and by a forward call and its recomputation.
+    """The rows, shared by the layers of a model, and by a forward call and its recomputation.
 
-    Never made in inference mode: a later backward pass may need to save what an evaluation made.
+    Never inference-mode tensors: a later training step must be able to save what an evaluation cached.
     """
     spans = [count * layout.block_size for count in counts]
     firsts = [
@@ -121,7 +121,7 @@ def key_tokens(blocks: Tensor, rows: Rows, layout: Layout, length: int) -> Tenso
     device = blocks.device
     owners = torch.repeat_interleave(rows.keys, output_size=rows.all_keys)
     place = torch.arange(rows.all_keys, device=device) - (rows.keys.cumsum(0) - rows.keys)[owners]
-    # Where nothing is retrieved any block will do: the choice's own tokens are taken there.
+    # Where nothing is retrieved, any block will do: ``torch.where`` takes the choice's own tokens there.
     slots = (place // layout.block_size).clamp(max=blocks.shape[-1])
     ids = F.pad(blocks.clamp(min=0), (0, 1))[:, :, owners, slots]
     retrieved = rows.blocks[ids] + place % layout.block_size

@@ -1,7 +1,7 @@
-"""Backend for a GPU: Triton kernels that read retrieved blocks where they lie, and never copy one.
+"""Backend for GPUs: Triton kernels that read retrieved blocks in place, without copying them.
 
-Saved for the backward are the inputs, the output and the log-sum-exp. Needs triton; without a GPU it runs in
-triton's interpreter (TRITON_INTERPRET=1), as the tests do.
+Kept for the backward pass are the inputs, the choice of blocks, the output and the log-sum-exp. Needs triton;
+without a GPU it runs in triton's interpreter (TRITON_INTERPRET=1), as the tests do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def attend(
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], ascending, then -1; ``counts`` says
-    the same of every choice and is not needed. Returns [B, H, L, D].
+    how many are not -1 and is not needed. Returns [B, H, L, D].
     """
     out: Tensor = _FusedAttention.apply(q, k, v, blocks, layout, options)
     return out

@@ -1,4 +1,4 @@
-"""Span-expanded attention and its choice of blocks: checks, choice, attention, in this order."""
+"""The public functions, span-expanded attention and its choice of blocks: check, choose, attend."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def se_attention(
     """Causal attention inside chunks, expanded by retrieved memory blocks (paper, sections 3.2 and 3.3).
 
     Every query sees its own chunk causally, and all tokens of the ``top_k`` past blocks chosen for it.
-    Chunks and blocks restart at each document; a document's last ones may be shorter. Rotary embeddings
-    belong on q and k before. The choice of blocks carries no gradient; everything else does.
+    Chunks and blocks restart at each document; a document's last ones may be shorter. Apply rotary embeddings
+    to q and k first. No gradient flows through the choice of blocks.
 
     Args:
         q: [B, H, L, D], any L.
@@ -42,14 +42,14 @@ def se_attention(
         chunk_size: M, tokens per chunk; a multiple of ``block_size``.
         block_size: S, tokens per memory block.
         top_k: blocks to retrieve; where there are fewer, all of them. 0 is attention inside each chunk.
-        scale: of the logits; D ** -0.5 by default.
+        scale: factor of the logits; D ** -0.5 by default.
         cu_seqlens: int32 or int64 [N + 1], bounds of the documents packed in the row, with B = 1.
-        summary: what stands for a block, "attention" (the paper's) or "mean_key".
+        summary: what represents a block, "attention" (the paper's) or "mean_key".
         selection: "chunk" (the paper's) or "causal", which lets no token see a choice made by a later one.
         refresh: queries that share a choice under "causal" selection, by default ``block_size``; divides
             ``chunk_size``. Each choice is made by the ``refresh`` queries before.
         backend: a name in ``se_model.span.backends.BACKENDS``, or "auto" for the first that serves the call.
-        blocks: holds the choice fixed: int64 [B, G, T, K] as ``select_blocks`` returns it.
+        blocks: a choice to use instead of making one: int64 [B, G, T, K] as ``select_blocks`` returns it.
 
     Returns:
         [B, H, L, D] in q's dtype.
@@ -88,8 +88,8 @@ def select_blocks(
 ) -> Tensor:
     """Which memory blocks ``se_attention`` retrieves; the arguments are the same.
 
-    Candidates are the whole blocks that lie wholly before the chunk, in the same document. Of equally
-    relevant ones the earlier is taken.
+    Candidates are the full-sized blocks of the same document that end before the chunk begins. Of equally
+    relevant blocks the earlier one is taken.
 
     Returns:
         int64 [B, G, T, top_k], where T counts chunks (for "causal" selection, groups of ``refresh`` queries)
@@ -112,8 +112,8 @@ def count_blocks(blocks: Tensor, k: Tensor, layout: Layout) -> tuple[int, ...]:
     blocks: int64 [B, G, choices, K], from a caller; k: [B, G, L, D].
 
     Raises:
-        ValueError: if a choice names what is not a candidate of its chunk, is not ascending and then -1, or
-            if the heads of one choice name unequally many.
+        ValueError: if a choice names a block that is not a candidate of its chunk, if its ids do not ascend
+            with -1 only after them, or if the heads of one choice name different numbers of blocks.
     """
     expected = [*k.shape[:2], layout.choices]
     if blocks.dtype != torch.int64 or blocks.dim() != 4 or list(blocks.shape[:3]) != expected:
@@ -122,7 +122,7 @@ def count_blocks(blocks: Tensor, k: Tensor, layout: Layout) -> tuple[int, ...]:
             f"got {blocks.dtype} {list(blocks.shape)}"
         )
     if blocks.device != k.device:
-        raise ValueError(f"blocks must be on {k.device}, where k is; they are on {blocks.device}")
+        raise ValueError(f"blocks must be on the device of k, {k.device}; they are on {blocks.device}")
     given = blocks.cpu()
     filled = given >= 0
     counts = filled.sum(-1)
@@ -139,7 +139,7 @@ def count_blocks(blocks: Tensor, k: Tensor, layout: Layout) -> tuple[int, ...]:
             "ascending, then -1"
         )
     if not (counts == counts[:1, :1]).all():
-        raise ValueError("blocks must name equally many for every batch element and head of a choice")
+        raise ValueError("blocks must name equally many blocks for every batch element and head of a choice")
     return tuple(counts[0, 0].tolist())
 
 

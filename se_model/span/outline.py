@@ -1,7 +1,7 @@
-"""Backend for tensors without memory (device `meta`): shapes, and what the kernels would keep, uncomputed.
+"""Backend for tensors without memory (device `meta`): shapes, and what the kernels would keep, no values.
 
-The kernels of every backend but the naive keep their inputs, the choice of blocks, the output and one number
-for each query for the backward pass (``sdpa/merged_parts.py``, ``fused.py``, torch's own attention).
+For the backward pass the kernels of every backend but the naive one keep their inputs, the choice of blocks,
+the output and one number per query (``sdpa/merged_parts.py``, ``fused.py``, torch's own attention).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every attention here looks like: the function, and the small frozen object that describes it."""
+"""What every attention here is: a function, and a small frozen object that configures it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Attention(Protocol):
 
 
 class AttentionConfig(Protocol):
-    """Describes a kind of attention, and gives the function for one layer of one forward call."""
+    """Configures a kind of attention, and gives the function for one layer of one forward call."""
 
     kind: ClassVar[str]
 
     @property
     def draws(self) -> bool:
-        """Whether anything is drawn at random: whether what `bind` gives depends on the step."""
+        """Whether anything is drawn at random, so that what `bind` gives depends on the step."""
         ...
 
     def bind(self, *, layer: int, step: int) -> Attention:

@@ -1,4 +1,4 @@
-"""Random choices as a function of (seed, step, layer): a repeated forward repeats them, in any process."""
+"""Random choices as a function of (seed, step, layer): a repeated forward call repeats them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def counter_hash(*counters: int) -> int:
-    """A 128-bit integer, as good as random, that depends on nothing but the counters."""
+    """A 128-bit pseudo-random integer that depends only on the counters."""
     text = "/".join(str(counter) for counter in counters)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 

@@ -1,8 +1,8 @@
 """Which past memory blocks each chunk retrieves (paper, section 3.3).
 
 The relevancy R_ij = sum_t <Q_i[t], c_j> is linear in the queries, so the chunk's queries are summed first:
-O(dLS + dL^2 / (MS)) instead of the paper's O(dL^2 / S). Its softmax is monotone and left out. Nothing here
-carries a gradient: the choice is hard.
+O(dLS + dL^2 / (MS)) instead of the paper's O(dL^2 / S). The softmax over it is monotone and left out.
+Nothing here carries a gradient: the choice is discrete.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from se_model.span.layout import Document, Layout
 from se_model.span.options import SpanOptions
 
-# Bounds the memory of working in float32 on half-precision inputs: tokens summarised at a time, and
-# relevancies ranked at a time.
+# Tokens summarised at a time, and relevancies ranked at a time: bounds the memory of working in float32 on
+# half-precision inputs.
 _TOKENS_AT_ONCE = 16_384
 _SCORES_AT_ONCE = 2**24
 
@@ -64,7 +64,7 @@ def summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
         return k.unflatten(2, (-1, block_size)).mean(3, dtype=dtype)
     tokens = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
     scale = options.scale_for(q.shape[3])
-    # On a CPU head by head: only a single head's blocks lie evenly apart in [B, L, H, D], and are multiplied
+    # On a CPU head by head: in [B, L, H, D] only a single head's blocks are evenly spaced, and so multiplied
     # without a copy.
     rows, heads = (1, 1) if q.device.type == "cpu" else k.shape[:2]
     group, blocks = q.shape[1] // k.shape[1], q.shape[2] // block_size
@@ -98,7 +98,7 @@ def _attention_summary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def sum_queries(q: Tensor, size: int) -> Tensor:
-    """Sums of every ``size`` consecutive queries, the last of what remains, in float32 or wider.
+    """Sums of every ``size`` consecutive queries, the last over the rest, in float32 or wider.
 
     q: [B, H, L, D] -> [B, H, ceil(L / size), D].
     """
@@ -125,7 +125,7 @@ def rank_blocks(relevancy: Tensor, document: Document, layout: Layout, width: in
     """The ids of the ``width`` most relevant candidates of each choice, ascending, -1 where there is none.
 
     relevancy: [B, G, choices, U] of the document's choices from ``first`` on and its first U blocks
-    -> int64 [B, G, choices, width]. Of equal relevancies the earlier block wins.
+    -> int64 [B, G, choices, width]. Of equally relevant blocks the earlier one wins.
     """
     choices, blocks = relevancy.shape[2:]
     device = relevancy.device

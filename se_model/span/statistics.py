@@ -1,4 +1,4 @@
-"""What block selection does while a model runs: how full the spans are, how far back they reach."""
+"""Statistics of block selection while a model runs: how full the spans are, how far back they reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SelectionRecord:
         self._distinct: list[Tensor] = []
 
     def add(self, blocks: Tensor, layout: Layout, top_k: int) -> None:
-        """Takes in the choices of one call. blocks: int64 [B, G, choices, K], -1 for none."""
+        """Adds the choices of one call. blocks: int64 [B, G, choices, K], -1 for none."""
         batch, heads, choices, _ = blocks.shape
         self._slots += batch * heads * choices * top_k
         open_blocks = sum(layout.candidates(layout.choices_of(d) - 1) for d in layout.documents)
@@ -32,7 +32,7 @@ class SelectionRecord:
         starts = torch.tensor(layout.block_starts, device=blocks.device)
         chunks = torch.tensor(layout.chunk_starts, device=blocks.device)
         distances = (chunks[:, None] - starts[blocks.clamp(min=0)]).masked_fill(~filled, 0)
-        # One place beyond the last block takes the empty slots.
+        # Empty slots go to one place beyond the last block.
         seen = torch.zeros(batch, heads, layout.blocks + 1, dtype=torch.bool, device=blocks.device)
         seen.scatter_(2, blocks.masked_fill(~filled, layout.blocks).flatten(2), True)
         self._filled.append(filled.sum())
@@ -77,7 +77,7 @@ def record_selections() -> Iterator[SelectionRecord]:
 
 
 def note_selection(blocks: Tensor, layout: Layout, top_k: int) -> None:
-    """Feeds the active record, if there is one."""
+    """Adds a choice to the active record, if there is one."""
     record = _active.get()
     if record is not None:
         record.add(blocks, layout, top_k)

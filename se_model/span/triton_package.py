@@ -1,4 +1,4 @@
-"""The optional package triton, met here alone."""
+"""The optional package triton: whether it is installed, and whether its interpreter runs."""
 
 from __future__ import annotations
 

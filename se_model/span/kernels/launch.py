@@ -12,7 +12,7 @@ from se_model.span.options import SpanOptions
 from se_model.span.triton_package import is_interpreting
 
 _LOG2_E = 1.4426950408889634
-# Rows that a program sums at a time; it waits for memory, not for arithmetic.
+# Rows that a program sums at a time; it is bound by memory, not by arithmetic.
 _SUMMED_AT_ONCE = 64
 # What the selection kernels may hold in a GPU's shared memory: blocks kept, bytes of one block's rows.
 _MOST_KEPT = 64
@@ -75,7 +75,7 @@ def key_gradients(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, normalisers: Tensor, delta: Tensor, blocks: Tensor,
     layout: Layout, options: SpanOptions, *, upcast: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dK and dV, [B, G, L, D] each: first from those who retrieved a key, then from its own chunk."""
+    """dK and dV, [B, G, L, D] each: first from the choices that retrieved a key, then from its own chunk."""
     for_k, for_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     block_d, tile = _block_d(q), _tiling(q).for_keys
     rows = k.shape[0] * k.shape[1]
@@ -111,7 +111,7 @@ def summarise(
     heads = k.shape[1] if mean_key else q.shape[1]
     blocks = tables.retrievable_blocks(layout, q.device)
     shape = (q.shape[0], heads, layout.blocks, q.shape[3])
-    # Not unwritten: what is read beside a candidate may be infinite or no number, and would spoil it.
+    # Zeros, not unwritten memory: an infinity or NaN that is read beside a candidate would spoil it.
     summaries = torch.zeros(shape, dtype=torch.float32, device=q.device)
     selection.summarise_kernel[(len(blocks), q.shape[0] * heads)](
         q, k, v, summaries, blocks, *_strides(q, k, v), layout.blocks, heads, k.shape[1],
