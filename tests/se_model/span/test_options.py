@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from se_model.span import SpanConfig, se_attention, select_blocks
+from se_model.span.options import SpanOptions
 from se_model.span.protocol import Attention
 from tests.tolerances import F64
 
@@ -40,6 +41,12 @@ def test_a_config_is_immutable_and_takes_one_size_or_several():
     assert hash(SpanConfig(chunk_sizes=[64, 128])) == hash(SpanConfig(chunk_sizes=(64, 128)))
     with pytest.raises(AttributeError):
         SpanConfig().top_k = 3
+
+
+def test_the_scale_is_the_one_given_or_that_of_the_head_dimension():
+    assert SpanOptions(64, 32, 8).scale_for(16) == 0.25
+    assert SpanOptions(64, 32, 8, scale=0.7).scale_for(16) == 0.7
+    assert SpanConfig(chunk_sizes=64).options(layer=0, step=0, scale=0.7).scale_for(16) == 0.7
 
 
 def test_bind_passes_every_option_on(draw):
