@@ -56,20 +56,20 @@ def attend(
     """
     outputs = []
     for run in layout.chunk_runs():
-        # The same place in every chunk of the run, place after place: [B, H, chunks, group, D] each.
-        places = [
+        # The first groups of all chunks of the run, then the second ones: [B, H, chunks, group, D] each.
+        groups_in_order = [
             torch.cat(
                 [_attend(q, k, v, blocks, groups, options) for groups in _alike(run, start, counts, layout)],
                 dim=2,
             )
             for start in range(0, run.length, layout.refresh)
         ]
-        outputs.append(torch.cat(places, dim=3).flatten(2, 3))
+        outputs.append(torch.cat(groups_in_order, dim=3).flatten(2, 3))
     return torch.cat(outputs, dim=2)
 
 
 def _alike(run: Run, start: int, counts: tuple[int, ...], layout: Layout) -> Iterator[_Groups]:
-    """The groups that begin at ``start`` in the run's chunks, those together that retrieve equally many."""
+    """The groups that begin at ``start`` in the run's chunks, together if they retrieve equally much."""
     document = run.document
     first = document.first_choice + (run.start - document.start + start) // layout.refresh
     choices = [first + chunk * (layout.chunk_size // layout.refresh) for chunk in range(run.pieces)]
