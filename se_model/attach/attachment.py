@@ -22,7 +22,7 @@ from se_model.attach.state_space import let_mixers_shard, restore_mixers
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
 
-# Where a model keeps the handle of the hook on its inputs.
+# Where a model keeps the handles of the hooks on its calls.
 _WATCH = "_expansion_span_inputs"
 
 AttentionInterface.register(INTERFACE_NAME, forward)
@@ -109,8 +109,7 @@ def set_step(model: nn.Module, step: int) -> None:
     Raises:
         ValueError: if nothing is attached.
     """
-    attachment = _attachment_of(model)
-    attachment.step = attachment.running = step
+    _attachment_of(model).step = step
 
 
 def get_step(model: nn.Module) -> int:
@@ -145,8 +144,9 @@ def _attachment_of(model: nn.Module) -> Attachment:
 
 
 def _stop_watching(causal_lm: PreTrainedModel) -> None:
+    for handle in getattr(causal_lm, _WATCH, ()):
+        handle.remove()
     if hasattr(causal_lm, _WATCH):
-        getattr(causal_lm, _WATCH).remove()
         delattr(causal_lm, _WATCH)
 
 

@@ -16,17 +16,17 @@ from torch import nn
 from se_model.attach.marks import Attachment
 
 
-def number_call(decoder: nn.Module, call: dict[str, Any], attachment: Attachment) -> None:
-    """Count a call of `decoder` if it trains, and write its number into its arguments, `call`.
+def number_call(decoder: nn.Module, call: dict[str, Any], attachment: Attachment) -> int:
+    """The number of a call of `decoder`; counts it if it trains, and writes it into its arguments, `call`.
 
     A call trains in training mode with gradients. Any other has the draw of the next one that does.
 
     Raises:
         ValueError: where a backward pass repeats the whole decoder: nothing says which call that was.
     """
-    attachment.running = attachment.step
+    number = attachment.step
     if not (decoder.training and torch.is_grad_enabled()):
-        return
+        return number
     if in_backward():
         if attachment.config.draws:
             raise ValueError(
@@ -34,11 +34,12 @@ def number_call(decoder: nn.Module, call: dict[str, Any], attachment: Attachment
                 "the chunk sizes and blocks drawn in its first run; checkpoint its layers instead "
                 "(model.gradient_checkpointing_enable()), or give one chunk size"
             )
-        return
+        return number
     attachment.step += 1
     parameters = inspect.signature(decoder.forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        call["draw"] = attachment.running
+        call["draw"] = number
+    return number
 
 
 def step_of(module: nn.Module, attachment: Attachment, draw: int | None) -> int:
@@ -54,7 +55,7 @@ def step_of(module: nn.Module, attachment: Attachment, draw: int | None) -> int:
             f"{type(module).__name__} is not told in which forward call it runs, so activation checkpointing "
             "cannot repeat what was drawn there; give one chunk size, or train without it"
         )
-    return attachment.running
+    return attachment.number
 
 
 def in_backward() -> bool:

@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.draws import number_call
-from se_model.attach.marks import Attachment
+from se_model.attach.marks import Attachment, RunningCall
 from se_model.loss import packed_position_ids
 from se_model.recurrence import handles_packing, refuse_without_shards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: str | None) -> RemovableHandle:
-    """Look at every call of `decoder` from now on, until the returned handle is removed.
+def watch_inputs(
+    decoder: nn.Module, attachment: Attachment, packing_refusal: str | None
+) -> tuple[RemovableHandle, ...]:
+    """Look at every call of `decoder` from now on, until the returned handles are removed.
 
     A call is completed where it leaves out `position_ids` ([B, L]): they count from each row's first real
     token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]).
 
-    attachment: is told whether the call is packed or a shard, so that a layer that hears nothing of it
-    refuses, and counts the calls that train;
+    attachment: has the record of the call while that runs, whether it ends or fails, so that a layer that
+    hears nothing of packing or of a shard refuses; and counts the calls that train;
     packing_refusal: why the model cannot keep packed documents apart; None where it can.
 
     Raises, at a call:
@@ -37,11 +39,14 @@ def watch_inputs(decoder: nn.Module, attachment: Attachment, packing_refusal: st
             run across, for a shard of a row that some layer would not look beyond, where packing is told
             in a way that transformers does not read, and where a backward pass repeats the whole decoder.
     """
-    hook = partial(_look_at, attachment=attachment, packing_refusal=packing_refusal)
-    return decoder.register_forward_pre_hook(hook, with_kwargs=True)
+    begin = partial(_begin, attachment=attachment, packing_refusal=packing_refusal)
+    return (
+        decoder.register_forward_pre_hook(begin, with_kwargs=True),
+        decoder.register_forward_hook(partial(_end, attachment=attachment), always_call=True),
+    )
 
 
-def _look_at(
+def _begin(
     decoder: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -51,14 +56,19 @@ def _look_at(
 ) -> Call:
     parameters = inspect.signature(decoder.forward).parameters
     call = dict(zip(parameters, args, strict=False)) | kwargs
-    _complete(decoder, call, attachment, packing_refusal)
-    number_call(decoder, call, attachment)
+    sharded = call.get("shard") is not None
+    packed = _complete(decoder, call, sharded, packing_refusal)
+    number = number_call(decoder, call, attachment)
+    attachment.call = RunningCall(number, packed, sharded)
     return (), call
 
 
-def _complete(
-    decoder: nn.Module, call: dict[str, Any], attachment: Attachment, packing_refusal: str | None
-) -> None:
+def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: Attachment) -> None:
+    attachment.call = None
+
+
+def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
+    """Fills in what the call leaves out; returns whether a row of it holds several documents."""
     parameters = inspect.signature(decoder.forward).parameters
     mask, positions, cu_seqlens = (
         call.get("attention_mask"),
@@ -68,13 +78,12 @@ def _complete(
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
-    attachment.sharded = call.get("shard") is not None
-    if attachment.sharded:
+    if sharded:
         refuse_without_shards(decoder)
-        return
+        return False
     restarting = cu_seqlens is None and _restart(positions, mask)
-    attachment.packed = cu_seqlens is not None or restarting
-    if attachment.packed and packing_refusal:
+    packed = cu_seqlens is not None or restarting
+    if packed and packing_refusal:
         raise ValueError(packing_refusal)
     if restarting and mask is not None:
         raise ValueError(
@@ -92,6 +101,7 @@ def _complete(
     elif positions is None and mask is not None and "position_ids" in parameters and not bool(mask.all()):
         new = _tokens(call).shape[1]
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
+    return packed
 
 
 def _tokens(call: dict[str, Any]) -> Tensor:

@@ -65,7 +65,7 @@ def forward(
         attend = parallel_attention(config.kind)
         output = attend(config, query, key, value, shard, layer=mark.layer, step=step, scale=scaling)
         return output.transpose(1, 2).contiguous(), None
-    mark.attachment.refuse_unheard_shard(module)
+    mark.attachment.require_whole_rows(module)
     if key.shape[2] != query.shape[2]:
         if cu_seqlens is not None:
             raise ValueError("a packed row (cu_seqlens) cannot continue a cache")
@@ -76,10 +76,8 @@ def forward(
     else:
         attention = mark.attachment.config.bind(layer=mark.layer, step=step)
         runs = _runs(query, attention_mask, cu_seqlens)
-        if mark.attachment.packed and all(run.cu_seqlens is None for run in runs):
-            raise ValueError(
-                f"{type(module).__name__} is not told where packed documents begin; give one document per row"
-            )
+        if all(run.cu_seqlens is None for run in runs):
+            mark.attachment.require_whole_documents(module)
         output = _attend_by_run(attention, query, key, value, runs, scaling)
         # Whether a cache is kept is not told here. Training keeps no state: its forwards may run without
         # gradients, under activation checkpointing, but never in evaluation mode.
@@ -230,7 +228,7 @@ def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
 def _start_span(
     mark: LayerMark, span: SpanConfig, run: _Run, tokens: list[Tensor], scale: float | None
 ) -> DecodedRun:
-    options = span.options(layer=mark.layer, step=mark.attachment.running, scale=scale)
+    options = span.options(layer=mark.layer, step=mark.attachment.number, scale=scale)
     q, k, v = tokens
     return DecodedRun(run.rows, run.start, start_decoding(q, k, v, options))
 
@@ -252,7 +250,7 @@ def _continue_span(
         new = slice(max(0, run.start - cached), max(0, run.end - cached))
         q, (k, v) = query[run.rows, :, new], _tokens_of(run, key, value)
         if run.start >= cached:  # The row was padding alone until now.
-            attention = span.bind(layer=mark.layer, step=attachment.running)
+            attention = span.bind(layer=mark.layer, step=attachment.number)
             output[run.rows, :, new] = attention(q, k, v, scale=scale)
             decoded.append(_start_span(mark, span, run, [q, k, v], scale))
             continue

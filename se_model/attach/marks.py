@@ -22,6 +22,21 @@ class DecodedRun:
     state: DecodingState
 
 
+@dataclass(frozen=True)
+class RunningCall:
+    """What a model was told in the call that is running; a layer that was not told the same refuses to run.
+
+    Attributes:
+        number: of the forward call, from which chunk sizes and random blocks are drawn (`draws.py`).
+        packed: some row holds several documents.
+        sharded: the tokens are a part of a row over several ranks.
+    """
+
+    number: int
+    packed: bool = False
+    sharded: bool = False
+
+
 @dataclass
 class Attachment:
     """What one model is attached to; shared by its layers.
@@ -30,27 +45,41 @@ class Attachment:
     where its last forward in evaluation mode without gradients stopped: one state, which the next prefill
     replaces, and `attach` and `detach` drop.
 
-    `step` is how many forward calls training has made, `running` the number of the one that runs, or ran last
-    (see `draws.py`).
+    `step` is how many forward calls training has made. `call` is the one that is running, None between calls
+    and in a backward pass: `watch_inputs` alone sets and resets it.
     """
 
     config: AttentionConfig
     previous: dict[str, Any]
-    packed: bool = False  # the call that is running, or ran last
-    sharded: bool = False  # likewise: its tokens are a part of a row over several ranks
     step: int = 0
-    running: int = 0
+    call: RunningCall | None = None
     decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
 
-    def refuse_unheard_shard(self, module: nn.Module) -> None:
-        """Refuses to run a layer on its rank's tokens alone, where the model's call has a shard.
+    @property
+    def number(self) -> int:
+        """The number of the call that is running; between calls, of the next one that trains."""
+        return self.step if self.call is None else self.call.number
+
+    def require_whole_rows(self, module: nn.Module) -> None:
+        """Checks that a layer without a shard may run: that the model was given none either.
 
         Raises:
-            ValueError: naming the layer.
+            ValueError: naming the layer, which would run on its rank's tokens alone.
         """
-        if self.sharded:
+        if self.call is not None and self.call.sharded:
             raise ValueError(
                 f"{type(module).__name__} is not told that its tokens are a part of a row over several ranks"
+            )
+
+    def require_whole_documents(self, module: nn.Module) -> None:
+        """Checks that a layer without bounds of documents may run: that the model was given none either.
+
+        Raises:
+            ValueError: naming the layer, which would run from one document into the next.
+        """
+        if self.call is not None and self.call.packed:
+            raise ValueError(
+                f"{type(module).__name__} is not told where packed documents begin; give one document per row"
             )
 
 

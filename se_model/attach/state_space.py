@@ -48,7 +48,7 @@ class ShardedMixer(nn.Module):
         """
         if shard is None:
             attachment: Attachment = getattr(self, MARK)
-            attachment.refuse_unheard_shard(self)
+            attachment.require_whole_rows(self)
             output: Tensor = super().forward(
                 hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
             )

@@ -16,11 +16,10 @@ from se_model.attentions import ATTENTION_KINDS, AttentionConfig
 from se_model.baselines import FullConfig, NoMemoryConfig, RandomConfig, S2Config, SlidingWindowConfig
 from se_model.loss import causal_lm_loss, packed_position_ids
 from se_model.span import SpanConfig
-from tests.se_model.sizes import SIZES
+from tests.se_model.architectures.probes import logits, random_tokens
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import EXACT, F32, F32_SHORT, within
 
-VOCABULARY = SIZES["vocab_size"]
 MODELS = ["llama", "bamba", "mamba2_hybrid-ends"]
 LENGTH = 45
 SPAN = SpanConfig(chunk_sizes=16, block_size=4, top_k=2)
@@ -38,15 +37,6 @@ EVERY_KIND = [
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return tiny_model(request.param)
-
-
-def random_tokens(*shape: int) -> Tensor:
-    return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(2))
-
-
-@torch.no_grad()
-def logits(model: nn.Module, tokens: Tensor, **arguments: object) -> Tensor:
-    return model(input_ids=tokens, use_cache=False, **arguments).logits
 
 
 def test_every_layer_runs_the_attached_attention(model: nn.Module) -> None:

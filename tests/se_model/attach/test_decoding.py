@@ -14,8 +14,8 @@ from transformers.models.zamba2.configuration_zamba2 import Zamba2Config
 from se_model.attach import attach, detach
 from se_model.attach.marks import MARK
 from se_model.span import Attention, SpanConfig, select_blocks
+from tests.se_model.architectures.probes import logits, random_tokens
 from tests.se_model.sizes import SIZES
-from tests.se_model.test_attach import random_tokens
 from tests.se_model.tiny_models import tiny_model
 from tests.tolerances import F32, F64, within
 
@@ -34,11 +34,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(name: str) -> nn.Module:
     return attach(tiny_model(name).double(), SPAN)
-
-
-@torch.no_grad()
-def logits(model: nn.Module, tokens: Tensor, **arguments: object) -> Tensor:
-    return model(input_ids=tokens, use_cache=False, **arguments).logits
 
 
 @torch.no_grad()
@@ -121,7 +116,13 @@ class PromptThenFull:
         return self.attend
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         (batch, heads, length, _), groups, of = q.shape, k.shape[1], self.span.options(layer=0, step=0)
         blocks = select_blocks(
