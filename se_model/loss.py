@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from se_model.recurrence import handles_packing, recurrent_layers, refuse_without_shards
+from se_model.recurrence.decoders import handles_packing, recurrent_layers, refuse_without_shards
 from se_model.span.documents import document_bounds
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from se_model.attach.draws import number_call
 from se_model.attach.marks import Attachment, RunningCall
 from se_model.loss import packed_position_ids
-from se_model.recurrence import handles_packing, refuse_without_shards
+from se_model.recurrence.decoders import handles_packing, refuse_without_shards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from se_model.loss import unwrap
-from se_model.recurrence import handles_packing, recurrent_layers
+from se_model.recurrence.decoders import handles_packing, recurrent_layers
 
 
 def packing_refusal(model: nn.Module) -> str | None:

@@ -8,7 +8,7 @@ from se_model.attach.attachment import attention_layers
 from se_model.attach.marks import MARK, LayerMark
 from se_model.loss import unwrap
 from se_model.parallel.attention import parallel_attention
-from se_model.recurrence import refuse_without_shards
+from se_model.recurrence.decoders import refuse_without_shards
 
 
 def check_parallel(model: nn.Module) -> None:

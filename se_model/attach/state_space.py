@@ -8,7 +8,6 @@ them changes: not their names, their parameters, nor what wraps the modules insi
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,10 +22,9 @@ from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 
 from se_model.attach.marks import MARK, Attachment
 from se_model.hybrid.inputs import documents_in
-from se_model.hybrid.ssd import ssd_chunked
+from se_model.hybrid.past import past_of
 from se_model.parallel import SequenceShard
-from se_model.parallel.convolution import inputs_before
-from se_model.parallel.state_space import state_before
+from se_model.recurrence import Mamba2Sizes, mamba2
 
 
 class ShardedMixer(nn.Module):
@@ -60,28 +58,41 @@ class ShardedMixer(nn.Module):
             )
         return self._over_ranks(hidden_states, shard)
 
+    @property
+    def sizes(self) -> Mamba2Sizes:
+        """The layer's numbers."""
+        layer: Any = self
+        return Mamba2Sizes(
+            heads=layer.num_heads,
+            head_size=layer.head_dim,
+            groups=layer.n_groups,
+            state_size=layer.ssm_state_size,
+            kernel=layer.conv_kernel_size,
+            chunk_size=layer.chunk_size,
+        )
+
     def _over_ranks(self, hidden: Tensor, shard: SequenceShard) -> Tensor:
         layer: Any = self
-        state_width = layer.n_groups * layer.ssm_state_size
-        gate, inputs, dt = self._projected(hidden).split(
-            [layer.intermediate_size, layer.conv_dim, layer.num_heads], dim=-1
-        )
-        convolved = layer.act(self._convolved(inputs, shard))
-        x, B, C = convolved.split([layer.intermediate_size, state_width, state_width], dim=-1)
+        sizes = self.sizes
+        gate, inputs, dt = self._projected(hidden).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
         # Between convolution and output projection all is float32 or better, as in the layer itself.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        x = x.unflatten(-1, (-1, layer.head_dim)).to(dtype)
-        y, _ = ssd_chunked(
-            x,
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+
+        def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
+            assert before is not None, "a rank is always handed what comes before its tokens"
+            convolved: Tensor = layer.act(self._convolved(inputs, before, shard.local_bounds))
+            return convolved.to(dtype)
+
+        y = mamba2(
+            inputs,
             F.softplus(dt.to(dtype) + layer.dt_bias).clamp(*layer.time_step_limit),
-            -layer.A_log.to(dtype).exp(),
-            B.unflatten(-1, (layer.n_groups, -1)),
-            C.unflatten(-1, (layer.n_groups, -1)),
-            chunk_size=layer.chunk_size,
-            initial_state=partial(state_before, shard),
-            cu_seqlens=documents_in(shard, x),
+            A_log=layer.A_log,
+            D=layer.D,
+            sizes=sizes,
+            convolve=convolve,
+            carried=past_of(None, shard, layer.layer_idx),
+            cu_seqlens=documents_in(shard, hidden),
         )
-        y = (y + x * layer.D.to(dtype)[:, None]).flatten(2)
         output: Tensor = layer.out_proj(self._gated(y, gate).to(hidden.dtype))
         return output
 
@@ -90,16 +101,15 @@ class ShardedMixer(nn.Module):
         projected: Tensor = layer.in_proj(hidden)
         return projected
 
-    def _convolved(self, inputs: Tensor, shard: SequenceShard) -> Tensor:
+    def _convolved(self, inputs: Tensor, before: Tensor, bounds: tuple[int, ...]) -> Tensor:
         """[B, n, C] -> [B, n, C]. Before each piece of a document stands what the convolution sees there.
 
         The convolution is called as the module that it is: so an adapter's copy computes, and ZeRO-3 gathers.
         """
         layer: Any = self
-        context = layer.conv_kernel_size - 1
-        before = inputs_before(inputs, context, shard)
+        context = before.shape[1]
         rows, lengths = [], []
-        for start, end in pairwise(shard.local_bounds):
+        for start, end in pairwise(bounds):
             rows += [before if start == 0 else torch.zeros_like(before), inputs[:, start:end]]
             lengths += [context, end - start]
         padded = torch.cat(rows, dim=1).to(layer.conv1d.weight.dtype)

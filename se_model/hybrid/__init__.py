@@ -4,10 +4,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.modelling import Mamba2HybridForCausalLM, Mamba2HybridModel
-from se_model.hybrid.ssd import ssd_chunked, ssd_naive
 
 AutoConfig.register("mamba2_hybrid", Mamba2HybridConfig, exist_ok=True)
 AutoModel.register(Mamba2HybridConfig, Mamba2HybridModel, exist_ok=True)
 AutoModelForCausalLM.register(Mamba2HybridConfig, Mamba2HybridForCausalLM, exist_ok=True)
 
-__all__ = ["Mamba2HybridConfig", "Mamba2HybridForCausalLM", "Mamba2HybridModel", "ssd_chunked", "ssd_naive"]
+__all__ = ["Mamba2HybridConfig", "Mamba2HybridForCausalLM", "Mamba2HybridModel"]

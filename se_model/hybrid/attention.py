@@ -11,12 +11,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from se_model.baselines import full_attention
 from se_model.hybrid.configuration import Mamba2HybridConfig
-from se_model.hybrid.convolution import CausalConv1d
 from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotate
 from se_model.parallel import SequenceShard
 from se_model.parallel.full import full_attention as parallel_full_attention
+from se_model.recurrence import CausalConv1d
 
 
 class AttentionMixer(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import Cache
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
-from se_model.hybrid.documents import document_positions
 from se_model.parallel import SequenceShard
+from se_model.recurrence.documents import document_positions
 
 
 def check_inputs(

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
-from se_model.hybrid.convolution import CausalConv1d
 from se_model.hybrid.normalization import GatedRMSNorm
 from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
-from se_model.hybrid.ssd import ssd_chunked
+from se_model.recurrence import CausalConv1d, Mamba2Sizes, mamba2
 
 
 class Mamba2Mixer(nn.Module):
@@ -30,11 +29,17 @@ class Mamba2Mixer(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.state_width = config.n_groups * config.state_size
-        conv_width = config.inner_size + 2 * self.state_width
-        self.split_sizes = [config.inner_size, conv_width, config.mamba_num_heads]
+        self.sizes = Mamba2Sizes(
+            heads=config.mamba_num_heads,
+            head_size=config.mamba_head_dim,
+            groups=config.n_groups,
+            state_size=config.state_size,
+            kernel=config.conv_kernel,
+            chunk_size=config.ssm_chunk_size,
+        )
+        self.split_sizes = [config.inner_size, self.sizes.channels, config.mamba_num_heads]
         self.in_proj = nn.Linear(config.hidden_size, sum(self.split_sizes), bias=config.mamba_proj_bias)
-        self.conv1d = CausalConv1d(conv_width, config.conv_kernel, bias=config.conv_bias)
+        self.conv1d = CausalConv1d(self.sizes.channels, config.conv_kernel, bias=config.conv_bias)
         self.dt_bias = nn.Parameter(torch.ones(config.mamba_num_heads))
         self.A_log = nn.Parameter(torch.zeros(config.mamba_num_heads))
         self.D = nn.Parameter(torch.ones(config.mamba_num_heads))
@@ -54,8 +59,7 @@ class Mamba2Mixer(nn.Module):
         A padded token enters neither the convolution nor the state. The convolution's and the recurrence's
         states come from ``past``, and are kept there. Returns [B, L, hidden].
         """
-        config, past = self.config, past or Past()
-        batch, length, _ = x.shape
+        config = self.config
         z, xBC, dt = self.in_proj(x).split(self.split_sizes, dim=-1)
         step = F.softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)) + self.dt_bias)
         if config.time_step_limit is not None:
@@ -64,24 +68,19 @@ class Mamba2Mixer(nn.Module):
             xBC = xBC.masked_fill(padding[..., None], 0)
             step = step.masked_fill(padding[..., None], 0)
 
-        context = config.conv_kernel - 1
-        convolved = F.silu(self.conv1d(xBC, past.convolution_state(xBC, context), cu_seqlens))
-        past.keep_convolution_state(xBC, context)
+        def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
+            return F.silu(self.conv1d(inputs, before, cu_seqlens))
 
-        inner, B, C = convolved.split([config.inner_size, self.state_width, self.state_width], dim=-1)
-        inner = inner.unflatten(-1, (-1, config.mamba_head_dim))
-        y, state = ssd_chunked(
-            inner,
+        y = mamba2(
+            xBC,
             step,
-            -self.A_log.to(step.dtype).exp(),
-            B.unflatten(-1, (config.n_groups, -1)),
-            C.unflatten(-1, (config.n_groups, -1)),
-            chunk_size=config.ssm_chunk_size,
-            initial_state=past.initial_state(),
+            A_log=self.A_log,
+            D=self.D,
+            sizes=self.sizes,
+            convolve=convolve,
+            carried=past or Past(),
             cu_seqlens=cu_seqlens,
         )
-        past.keep_state(state)
-        y = (y + inner * self.D.to(y.dtype)[:, None]).reshape(batch, length, -1)
         return self.out_proj(self.norm(y, z))
 
     @torch.no_grad()

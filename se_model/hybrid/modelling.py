@@ -19,7 +19,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from se_model.hybrid.attention import AttentionMixer
 from se_model.hybrid.configuration import Mamba2HybridConfig
-from se_model.hybrid.convolution import CausalConv1d
 from se_model.hybrid.inputs import check_inputs, documents_in, padding_of, positions_of
 from se_model.hybrid.loading import is_published, load_published, refuse
 from se_model.hybrid.mamba2 import Mamba2Mixer
@@ -29,6 +28,7 @@ from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotary_angles
 from se_model.loss import chunked_cross_entropy, shift_labels
 from se_model.parallel import SequenceShard
+from se_model.recurrence import CausalConv1d
 
 
 class HybridBlock(GradientCheckpointingLayer):

@@ -10,10 +10,10 @@ from functools import partial
 from torch import Tensor
 from transformers import Cache
 
-from se_model.hybrid.ssd import InitialState
 from se_model.parallel import SequenceShard
 from se_model.parallel.convolution import inputs_before
 from se_model.parallel.state_space import state_before
+from se_model.recurrence import InitialState
 
 
 class Past:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from se_model.attach import attention_layers
 from se_model.hylora.config import Variant
 from se_model.loss import unwrap
-from se_model.recurrence import recurrent_layers
+from se_model.recurrence.decoders import recurrent_layers
 
 
 class Kind(StrEnum):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from se_model.attach import attach, attention_layers, check_parallel
 from se_model.hylora import apply_hylora, coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, parts
-from se_model.recurrence import recurrent_layers
+from se_model.recurrence.decoders import recurrent_layers
 from tests.se_model.architectures.beyond import BEYOND, beyond_causal
 from tests.se_model.architectures.probes import (
     RIGHT,

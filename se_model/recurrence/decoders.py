@@ -1,7 +1,7 @@
-"""What layers carry from token to token other than by attention, and what a decoder can be told about it.
+"""Which layers of a decoder are recurrent, and what the decoder can be told about its tokens.
 
-A recurrence that hears nothing of packed documents runs on from one into the next; one that hears nothing
-of a shard begins anew on each rank.
+A recurrence that is not told of packed documents runs on from one into the next; one that is not told of a
+shard begins anew on each rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def handles_packing(decoder: nn.Module) -> bool:
 
 
 def handles_shards(module: nn.Module) -> bool:
-    """Whether a decoder or a layer takes a ``shard``: all that is in it then reaches beyond its rank."""
+    """Whether a decoder or a layer takes a ``shard``: everything inside it then sees beyond its rank."""
     return "shard" in inspect.signature(type(module).forward).parameters
 
 
@@ -38,7 +38,7 @@ def recurrent_layers(decoder: nn.Module) -> list[str]:
 
 
 def refuse_without_shards(decoder: nn.Module) -> None:
-    """Refuses a decoder of which some layer would not look beyond its rank's tokens.
+    """Refuses a decoder with a layer that would see its own rank's tokens only.
 
     Raises:
         ValueError: naming the layers.
@@ -51,7 +51,7 @@ def refuse_without_shards(decoder: nn.Module) -> None:
             f"{type(decoder).__name__} carries state from token to token in {len(staying)} modules that "
             f"cannot hand it to the next rank (context_parallel): {', '.join(staying)}"
         )
-    # Only what attaches here takes the word; transformers' own would run on each rank's tokens alone.
+    # Only what `attach` registers takes a shard; transformers' own functions see the rank's tokens alone.
     name = getattr(decoder.config, "_attn_implementation", None)
     attention = ALL_ATTENTION_FUNCTIONS.get(name)
     if attention is None or "shard" not in inspect.signature(attention).parameters:
@@ -62,7 +62,7 @@ def refuse_without_shards(decoder: nn.Module) -> None:
 
 
 def _is_handed_shards(decoder: nn.Module, name: str) -> bool:
-    """Whether the module of this name, or one that it stands in, takes a ``shard``."""
+    """Whether the module of this name, or one that contains it, takes a ``shard``."""
     parts = name.split(".")
     around = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
     return any(handles_shards(decoder.get_submodule(each)) for each in around)

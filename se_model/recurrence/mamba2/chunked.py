@@ -1,70 +1,20 @@
-"""The state-space recurrence of Mamba-2 (SSD), token by token and in chunks.
+"""The state-space recurrence of Mamba-2 (SSD) by matrix products, a chunk of tokens at a time.
 
-Per head, with the state h in R^(P x N), a step size dt > 0 and a decay rate A < 0:
-
-    h_t = exp(dt_t A) h_(t-1) + dt_t x_t B_t^T,        y_t = h_t C_t
-
-(Dao and Gu, "Transformers are SSMs", arXiv 2405.21060; section 6 for the chunks). Shapes use B batch,
-L tokens, H heads, P head dimension, G groups of heads that share B and C, N state dimension, T chunks, Q
-tokens per chunk.
+Dao and Gu, "Transformers are SSMs", arXiv 2405.21060, section 6. Shapes use B batch, L tokens, H heads, P
+head dimension, G groups of heads that share B and C, N state dimension, T chunks, Q tokens per chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.hybrid.documents import document_index
-
-# The state before the first token, [B, H, P, N]; or what gives it, once told the state that these tokens
-# leave when they start from zero, [B, H, P, N], and the log of what they leave of one before them, float64
-# [B, H] (as if no document began among them).
-InitialState = Tensor | Callable[[Tensor, Tensor], Tensor]
-
-
-def ssd_naive(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence as it is written, one token after another: the oracle of `ssd_chunked`.
-
-    x: [B, L, H, P]; dt: [B, L, H], positive; A: [H], negative; B, C: [B, L, G, N], G divides H;
-    initial_state: [B, H, P, N] (None: zeros); cu_seqlens: [documents + 1] with B = 1: the state starts from
-    zero at each document but the first, which starts from ``initial_state``.
-    Returns y: [B, L, H, P] and the state after the last token: [B, H, P, N]. Computes in float32 or better.
-
-    Raises:
-        ValueError: if shapes or ``cu_seqlens`` do not fit together.
-    """
-    _check_shapes(x, dt, A, B, C, initial_state)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    batch, length, heads, width = x.shape
-    share = heads // B.shape[2]
-    starts = set() if cu_seqlens is None else _inner_starts(cu_seqlens, length, batch)
-
-    state = x.new_zeros(batch, heads, width, B.shape[3], dtype=dtype)
-    if initial_state is not None:
-        state = initial_state.to(dtype)
-    outputs = []
-    for t in range(length):
-        if t in starts:
-            state = torch.zeros_like(state)
-        step = dt[:, t, :, None, None].to(dtype)
-        B_t, C_t = (m[:, t].repeat_interleave(share, dim=1).to(dtype)[:, :, None, :] for m in (B, C))
-        decay = torch.exp(step * A.to(dtype)[None, :, None, None])
-        state = decay * state + step * x[:, t, :, :, None].to(dtype) * B_t
-        outputs.append((state * C_t).sum(dim=-1))
-    return torch.stack(outputs, dim=1).to(x.dtype), state
+from se_model.recurrence.documents import document_index
+from se_model.recurrence.mamba2.shapes import check_shapes
+from se_model.recurrence.protocol import InitialState
 
 
 def ssd_chunked(
@@ -87,7 +37,7 @@ def ssd_chunked(
     Raises:
         ValueError: if shapes or ``cu_seqlens`` do not fit together.
     """
-    _check_shapes(x, dt, A, B, C, None if callable(initial_state) else initial_state)
+    check_shapes(x, dt, A, B, C, None if callable(initial_state) else initial_state)
     dtype = torch.promote_types(x.dtype, torch.float32)
     batch, length = x.shape[:2]
     size = min(chunk_size, length)
@@ -192,27 +142,3 @@ def _from_states(states: Tensor, log_decay: Tensor, C: Tensor, documents: _Chunk
     side_by_side = states.unflatten(2, (groups, -1)).transpose(3, 4).flatten(-2)  # [B, T, G, N, heads * P]
     received = (C @ side_by_side).unflatten(-1, (heads // groups, -1)).transpose(2, 3).flatten(3, 4)
     return received * decay.to(received.dtype)[..., None]
-
-
-def _inner_starts(cu_seqlens: Tensor, length: int, batch: int) -> set[int]:
-    document = document_index(cu_seqlens, length, batch)
-    return set((document.diff().nonzero()[:, 0] + 1).tolist())
-
-
-def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> None:
-    shapes = (
-        f"x {list(x.shape)}, dt {list(dt.shape)}, A {list(A.shape)}, B {list(B.shape)}, C {list(C.shape)}"
-    )
-    if x.dim() != 4 or B.dim() != 4:
-        raise ValueError(f"the state-space layer takes x [B, L, H, P] and B, C [B, L, G, N]; got {shapes}")
-    batch, length, heads, width = x.shape
-    groups, state_size = B.shape[2:]
-    if length == 0 or dt.shape != x.shape[:3] or A.shape != (heads,) or B.shape[:2] != x.shape[:2]:
-        raise ValueError(
-            f"dt must be [B, L, H], A [H], B and C [B, L, G, N] for x [B, L, H, P]; got {shapes}"
-        )
-    if C.shape != B.shape or groups == 0 or heads % groups:
-        raise ValueError(f"B and C must be equally shaped, their groups must divide the heads; got {shapes}")
-    if state is not None and state.shape != (batch, heads, width, state_size):
-        expected = [batch, heads, width, state_size]
-        raise ValueError(f"the initial state must be [B, H, P, N] = {expected}; got {list(state.shape)}")

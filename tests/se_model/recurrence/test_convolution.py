@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from se_model.hybrid.convolution import CausalConv1d, causal_convolution
+from se_model.recurrence import CausalConv1d, causal_convolution
 from tests.tolerances import EXACT, F64_SHORT
 
 

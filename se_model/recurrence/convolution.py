@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_model.hybrid.documents import document_positions
+from se_model.recurrence.documents import document_positions
 
 
 def causal_convolution(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from se_model.hybrid.ssd import ssd_chunked, ssd_naive
+from se_model.recurrence import ssd_chunked, ssd_naive
 from tests.tolerances import BY_DTYPE, F32_SHORT, F64
 
 

@@ -1,0 +1,7 @@
+"""Mamba-2: the recurrence, its chunked form, and the layer around them."""
+
+from se_model.recurrence.mamba2.chunked import ssd_chunked
+from se_model.recurrence.mamba2.layer import Mamba2Sizes, mamba2
+from se_model.recurrence.mamba2.naive import ssd_naive
+
+__all__ = ["Mamba2Sizes", "mamba2", "ssd_chunked", "ssd_naive"]

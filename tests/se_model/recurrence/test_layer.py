@@ -1,0 +1,71 @@
+"""A Mamba-2 layer asks for what came before its tokens, and tells what it leaves to those after."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from se_model.recurrence import InitialState, Mamba2Sizes, causal_convolution, mamba2
+from tests.tolerances import F64
+
+SIZES = Mamba2Sizes(heads=4, head_size=6, groups=2, state_size=5, kernel=4, chunk_size=8)
+LENGTH = 30
+
+
+class Kept:
+    """Remembers what one call left for the next."""
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | None = None
+        self.state: Tensor | None = None
+
+    def convolution_state(self, x: Tensor, context: int) -> Tensor | None:
+        return self.inputs
+
+    def keep_convolution_state(self, x: Tensor, context: int) -> None:
+        before = x.new_zeros(x.shape[0], context, x.shape[2]) if self.inputs is None else self.inputs
+        self.inputs = torch.cat([before, x], dim=1)[:, -context:]
+
+    def initial_state(self) -> InitialState | None:
+        return self.state
+
+    def keep_state(self, state: Tensor) -> None:
+        self.state = state
+
+
+def run(tokens: slice, carried: Kept, cu_seqlens: Tensor | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs, step = normal(1, LENGTH, SIZES.channels), F.softplus(normal(1, LENGTH, SIZES.heads))
+    A_log, D, weight = normal(SIZES.heads), normal(SIZES.heads), normal(SIZES.channels, SIZES.kernel)
+
+    def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
+        return F.silu(causal_convolution(inputs, weight, state=before, cu_seqlens=cu_seqlens))
+
+    return mamba2(
+        inputs[:, tokens],
+        step[:, tokens],
+        A_log=A_log,
+        D=D,
+        sizes=SIZES,
+        convolve=convolve,
+        carried=carried,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def test_a_row_may_be_cut_anywhere_and_continued() -> None:
+    whole, carried = run(slice(0, LENGTH), Kept()), Kept()
+    assert whole.shape == (1, LENGTH, SIZES.inner)
+    parts = [run(slice(*ends), carried) for ends in [(0, 1), (1, 2), (2, 17), (17, LENGTH)]]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=F64)
+
+
+def test_a_packed_row_is_its_documents_one_by_one() -> None:
+    packed = run(slice(0, LENGTH), Kept(), torch.tensor([0, 2, 19, LENGTH]))
+    alone = [run(slice(*ends), Kept()) for ends in [(0, 2), (2, 19), (19, LENGTH)]]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=0, atol=F64)
