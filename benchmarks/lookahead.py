@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from se_model import attach, detach, se_attention, select_blocks
 from se_model.span import Attention, SpanConfig
+from se_model.span.documents import Documents
 
 ENDINGS = ("other text", "nothing")
 
@@ -46,7 +47,12 @@ class WatchedSpan:
         """The attention of one layer, which leaves its choice and its output in ``layers``."""
 
         def attend(
-            q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            *,
+            scale: float | None = None,
+            cu_seqlens: Documents | None = None,
         ) -> Tensor:
             options = asdict(self.span.options(layer=layer, step=step, scale=scale))
             blocks = select_blocks(q, k, v, **options, cu_seqlens=cu_seqlens)

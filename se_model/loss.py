@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from se_model.recurrence.decoders import handles_packing, recurrent_layers, refuse_without_shards
-from se_model.span.documents import document_bounds
+from se_model.span.documents import DocumentBounds, Documents, document_bounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,7 +29,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def shift_labels(
-    labels: Tensor, cu_seqlens: Tensor | None = None, ignore_index: int = IGNORE_INDEX
+    labels: Tensor, cu_seqlens: Documents | None = None, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
     """Move each label to the position that predicts it.
 
@@ -45,8 +45,8 @@ def shift_labels(
             raise ValueError(
                 f"cu_seqlens describes one packed row, but labels have {labels.shape[0]} rows: flatten them"
             )
-        last_positions = cu_seqlens[1:].long() - 1
-        shifted = shifted.index_fill(1, last_positions.to(shifted.device), ignore_index)
+        ends = DocumentBounds.read(cu_seqlens).cu_seqlens(labels.device)[1:]
+        shifted = shifted.index_fill(1, ends.long() - 1, ignore_index)
     return shifted
 
 
@@ -93,18 +93,15 @@ def chunked_cross_entropy(
 
 
 def packed_position_ids(cu_seqlens: Tensor) -> Tensor:
-    """Positions that restart at every document. cu_seqlens: [N + 1] -> [1, L] int64."""
-    boundaries = cu_seqlens.long()
-    lengths = boundaries.diff()
-    starts = boundaries[:-1].repeat_interleave(lengths)
-    return (torch.arange(int(boundaries[-1]), device=cu_seqlens.device) - starts).unsqueeze(0)
+    """Positions that restart at every document. cu_seqlens: [N + 1] -> [1, L] int64, on the same device."""
+    return DocumentBounds.read(cu_seqlens).position_ids(cu_seqlens.device)
 
 
 def causal_lm_loss(
     model: nn.Module,
     input_ids: Tensor,
     *,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
     labels: Tensor | None = None,
     shard: SequenceShard | None = None,
     chunk_tokens: int = 1024,
@@ -112,7 +109,8 @@ def causal_lm_loss(
     """Next-token loss of a transformers causal language model, or of a `PeftModel` around one.
 
     input_ids: [B, L]; labels: [B, L], unshifted, default `input_ids`; cu_seqlens: [N + 1] boundaries of the
-    documents of one packed row (then B = 1), which no target crosses. Returns (loss_sum: [] float32,
+    documents of one packed row (then B = 1), which no target crosses; as a `DocumentBounds` they cost no
+    wait for the device. Returns (loss_sum: [] float32,
     target_count: [] int64): divide by the count summed over everything that makes up one optimizer step.
 
     shard: this rank's part of the row, under context parallelism. Every rank is given the whole row
@@ -134,13 +132,16 @@ def causal_lm_loss(
             "set it to False to train without"
         )
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    targets = shift_labels(input_ids if labels is None else labels, cu_seqlens)
+    documents = None
+    if cu_seqlens is not None:
+        documents = DocumentBounds.of(cu_seqlens, input_ids.shape[1], input_ids.shape[0])
+    targets = shift_labels(input_ids if labels is None else labels, documents)
     arguments: dict[str, Any] = {}
     if shard is not None:
-        arguments = _shard_arguments(decoder, input_ids, cu_seqlens, shard)
+        arguments = _shard_arguments(decoder, input_ids, documents, shard)
         input_ids, targets = input_ids[:, shard.tokens], targets[:, shard.tokens]
-    elif cu_seqlens is not None:
-        arguments = _packing_arguments(decoder, cu_seqlens)
+    elif documents is not None:
+        arguments = _packing_arguments(decoder, input_ids, documents)
     hidden = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
     return chunked_cross_entropy(hidden, targets, head_of(causal_lm), chunk_tokens=chunk_tokens)
 
@@ -183,19 +184,20 @@ def head_of(causal_lm: PreTrainedModel) -> Head:
     return head
 
 
-def _packing_arguments(decoder: nn.Module, cu_seqlens: Tensor) -> dict[str, Any]:
+def _packing_arguments(decoder: nn.Module, input_ids: Tensor, documents: DocumentBounds) -> dict[str, Any]:
     if not handles_packing(decoder) and (leaking := recurrent_layers(decoder)):
         raise ValueError(
             f"{type(decoder).__name__} would carry state across packed documents in {len(leaking)} modules "
             f"(first: {leaking[0]}); give it one document per row, or concatenated text without cu_seqlens"
         )
-    return {"cu_seqlens": cu_seqlens, "position_ids": packed_position_ids(cu_seqlens)}
+    return {"cu_seqlens": documents, "position_ids": documents.position_ids(input_ids.device)}
 
 
 def _shard_arguments(
-    decoder: nn.Module, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard
+    decoder: nn.Module, input_ids: Tensor, documents: DocumentBounds | None, shard: SequenceShard
 ) -> dict[str, Any]:
-    if document_bounds(cu_seqlens, input_ids.shape[1], input_ids.shape[0]) != shard.bounds:
+    bounds = document_bounds(documents, input_ids.shape[1], input_ids.shape[0])
+    if bounds != shard.bounds:
         raise ValueError(
             f"the shard belongs to a row of {shard.length} tokens with document bounds {shard.bounds}, not "
             f"to this one of {input_ids.shape[1]}: every rank is given the whole row and its cu_seqlens"

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.draws import number_call
 from se_model.attach.marks import Attachment, RunningCall
-from se_model.loss import packed_position_ids
 from se_model.recurrence.decoders import handles_packing, refuse_without_shards
+from se_model.span.documents import DocumentBounds
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -28,7 +28,8 @@ def watch_inputs(
     """Look at every call of `decoder` from now on, until the returned handles are removed.
 
     A call is completed where it leaves out `position_ids` ([B, L]): they count from each row's first real
-    token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]).
+    token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]). That
+    becomes a `DocumentBounds` here, once for all layers.
 
     attachment: has the record of the call while that runs, whether it ends or fails, so that a layer that
     hears nothing of packing or of a shard refuses; and counts the calls that train;
@@ -69,12 +70,8 @@ def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: 
 
 def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
     """Fills in what the call leaves out; returns whether a row of it holds several documents."""
-    parameters = inspect.signature(decoder.forward).parameters
-    mask, positions, cu_seqlens = (
-        call.get("attention_mask"),
-        call.get("position_ids"),
-        call.get("cu_seqlens", call.get("cu_seq_lens_q")),
-    )
+    mask, positions = call.get("attention_mask"), call.get("position_ids")
+    cu_seqlens = call.get("cu_seqlens", call.get("cu_seq_lens_q"))  # the second is transformers' collator's
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
@@ -90,18 +87,29 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
             "position_ids restart as for packed documents, but transformers reads them so only where there "
             "is no attention_mask: leave it out, and padding with it"
         )
-    if cu_seqlens is not None and not handles_packing(decoder):
-        expected = packed_position_ids(cu_seqlens)
-        if positions is None:
-            call["position_ids"] = expected
-        elif positions.shape[-1] != expected.shape[-1] or not bool(
-            (positions == expected.to(positions.device)).all()
-        ):
-            raise ValueError("position_ids must count from 0 in every document of cu_seqlens")
-    elif positions is None and mask is not None and "position_ids" in parameters and not bool(mask.all()):
-        new = _tokens(call).shape[1]
-        call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
+    if cu_seqlens is not None:
+        tokens = _tokens(call)
+        documents = DocumentBounds.of(cu_seqlens, tokens.shape[1], tokens.shape[0])
+        call["cu_seqlens"] = documents
+        if not handles_packing(decoder):
+            call["position_ids"] = _positions_of(documents, positions, tokens)
+    elif positions is None and mask is not None and _takes_positions(decoder) and not bool(mask.all()):
+        call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -_tokens(call).shape[1] :]
     return packed
+
+
+def _positions_of(documents: DocumentBounds, given: Tensor | None, tokens: Tensor) -> Tensor:
+    """The positions that go with `documents`; given ones must be those."""
+    expected = documents.position_ids(tokens.device if given is None else given.device)
+    if given is None or given is expected:
+        return expected
+    if given.shape[-1] != expected.shape[-1] or not bool((given == expected).all()):
+        raise ValueError("position_ids must count from 0 in every document of cu_seqlens")
+    return given
+
+
+def _takes_positions(decoder: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(decoder.forward).parameters
 
 
 def _tokens(call: dict[str, Any]) -> Tensor:

@@ -6,7 +6,6 @@ tokens without padding, and gives those to the attention written on the layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 
 from se_model.attach.draws import step_of
 from se_model.attach.marks import MARK, DecodedRun, LayerMark
+from se_model.attach.runs import Run, runs_of
 from se_model.attentions import Attention, AttentionConfig
 from se_model.parallel import SequenceShard
 from se_model.parallel.attention import parallel_attention
 from se_model.span import SpanConfig
 from se_model.span.decoding import decode, start_decoding
+from se_model.span.documents import DocumentBounds
 
 INTERFACE_NAME = "expansion_span"
 
@@ -38,14 +39,15 @@ def forward(
     scaling: float | None = None,
     shard: SequenceShard | None = None,
     draw: int | None = None,
+    cu_seqlens: DocumentBounds | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The registered function (transformers 5.23, `integrations/sdpa_attention.py` has the same signature).
 
     query: [B, H, Lq, D]; key, value: [B, G, Lk, D], with Lk > Lq while decoding; attention_mask: what
     `real_tokens_or_documents` returned; shard: says that the tokens are a part of a row over several ranks,
-    and what its documents are; draw: the number of the forward call, in training (`draws.py`). Returns
-    ([B, Lq, H, D], None).
+    and what its documents are; draw: the number of the forward call, in training (`draws.py`);
+    cu_seqlens: the documents of a packed row, as `watch_inputs` made them. Returns ([B, Lq, H, D], None).
     """
     mark: LayerMark | None = getattr(module, MARK, None)
     if mark is None:
@@ -54,9 +56,6 @@ def forward(
             "to attach(); a model that shares its config object with an attached one needs its own copy"
         )
     _refuse_what_would_be_dropped(module, query, value, dropout, kwargs)
-    cu_seqlens = kwargs.get("cu_seqlens")
-    if cu_seqlens is None:
-        cu_seqlens = kwargs.get("cu_seq_lens_q")  # what transformers' own collator calls it
     span = _decodes_with_span(mark.attachment.config)
     step = step_of(module, mark.attachment, draw)
     if shard is not None:
@@ -76,7 +75,7 @@ def forward(
     else:
         attention = mark.attachment.config.bind(layer=mark.layer, step=step)
         runs = _runs(query, attention_mask, cu_seqlens)
-        if all(run.cu_seqlens is None for run in runs):
+        if all(run.documents is None for run in runs):
             mark.attachment.require_whole_documents(module)
         output = _attend_by_run(attention, query, key, value, runs, scaling)
         # Whether a cache is kept is not told here. Training keeps no state: its forwards may run without
@@ -86,7 +85,7 @@ def forward(
             mark.attachment.decoding[mark.layer] = [
                 _start_span(mark, span, run, _tokens_of(run, query, key, value), scaling)
                 for run in runs
-                if run.cu_seqlens is None  # no cache continues a packed row
+                if run.documents is None  # no cache continues a packed row
             ]
     return output.transpose(1, 2).contiguous(), None
 
@@ -116,7 +115,7 @@ def _refuse_beside_a_shard(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
-    cu_seqlens: Tensor | None,
+    cu_seqlens: DocumentBounds | None,
     shard: SequenceShard,
 ) -> None:
     layer, own = type(module).__name__, shard.tokens_per_rank
@@ -129,17 +128,7 @@ def _refuse_beside_a_shard(
         raise ValueError(f"{layer}: a shard says itself where documents begin, and its row has no padding")
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Tokens that attend together: those from `start` to `end` of each of `rows`."""
-
-    rows: slice
-    start: int
-    end: int
-    cu_seqlens: Tensor | None = None
-
-
-def _runs(query: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> list[_Run]:
+def _runs(query: Tensor, mask: Tensor | None, documents: DocumentBounds | None) -> list[Run]:
     """Cut the batch into runs without padding.
 
     mask: None, [B, L] bool (True: a real token) or [B, L] int64 (which document a token belongs to).
@@ -150,50 +139,27 @@ def _runs(query: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> list
             f"the attention mask must be [B, L] = [{batch}, {length}], got {tuple(mask.shape)}: "
             "masks over pairs are refused"
         )
-    if cu_seqlens is not None:
-        if mask is not None and mask.dtype == torch.bool:
-            raise ValueError("cu_seqlens and a padding mask together: leave the padding out of a packed row")
-        return [_Run(slice(0, batch), 0, length, cu_seqlens)]
-    if mask is None:
-        return [_Run(slice(0, batch), 0, length)]
-    if mask.dtype == torch.bool:
-        return [
-            _Run(slice(row, row + 1), *_real_tokens(mask[row], row))
-            for row in range(batch)
-            if mask[row].any()
-        ]
-    return [_Run(slice(row, row + 1), 0, length, _boundaries(mask[row])) for row in range(batch)]
+    if documents is not None and mask is not None and mask.dtype == torch.bool:
+        raise ValueError("cu_seqlens and a padding mask together: leave the padding out of a packed row")
+    if documents is not None or mask is None:
+        return [Run(slice(0, batch), 0, length, documents)]
+    return runs_of(mask)
 
 
-def _real_tokens(mask: Tensor, row: int) -> tuple[int, int]:
-    real = mask.nonzero().flatten()
-    start, end = int(real[0]), int(real[-1]) + 1
-    if end - start != len(real):
-        raise ValueError(
-            f"row {row} of the attention mask has padding between tokens; it may only stand at either end"
-        )
-    return start, end
-
-
-def _boundaries(documents: Tensor) -> Tensor:
-    lengths = documents.unique_consecutive(return_counts=True)[1]
-    return F.pad(lengths.cumsum(0), (1, 0))
-
-
-def _tokens_of(run: _Run, *tensors: Tensor) -> list[Tensor]:
+def _tokens_of(run: Run, *tensors: Tensor) -> list[Tensor]:
     return [tensor[run.rows, :, run.start : run.end] for tensor in tensors]
 
 
 def _attend_by_run(
-    attention: Attention, query: Tensor, key: Tensor, value: Tensor, runs: list[_Run], scale: float | None
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, runs: list[Run], scale: float | None
 ) -> Tensor:
     batch, _, length, _ = query.shape
     if len(runs) == 1 and runs[0].rows == slice(0, batch) and (runs[0].start, runs[0].end) == (0, length):
-        return attention(query, key, value, scale=scale, cu_seqlens=runs[0].cu_seqlens)
+        return attention(query, key, value, scale=scale, cu_seqlens=runs[0].documents)
     output = torch.zeros_like(query)
     for run in runs:
         q, k, v = _tokens_of(run, query, key, value)
-        output[run.rows, :, run.start : run.end] = attention(q, k, v, scale=scale, cu_seqlens=run.cu_seqlens)
+        output[run.rows, :, run.start : run.end] = attention(q, k, v, scale=scale, cu_seqlens=run.documents)
     return output
 
 
@@ -226,7 +192,7 @@ def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
 
 
 def _start_span(
-    mark: LayerMark, span: SpanConfig, run: _Run, tokens: list[Tensor], scale: float | None
+    mark: LayerMark, span: SpanConfig, run: Run, tokens: list[Tensor], scale: float | None
 ) -> DecodedRun:
     options = span.options(layer=mark.layer, step=mark.attachment.number, scale=scale)
     q, k, v = tokens

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from se_model.attach.runs import remember_runs
+
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -43,10 +45,10 @@ def real_tokens_or_documents(
             raise ValueError(
                 "only causal, padding and packing masks are supported, not one made of mask functions"
             )
-        return _documents(mask_function, batch_size, q_length, device)
+        return remember_runs(_documents(mask_function, batch_size, q_length, device))
     if attention_mask is None or bool(attention_mask.all()):
         return None
-    return attention_mask
+    return remember_runs(attention_mask.clone())
 
 
 def _documents(sees: MaskFunction, batch_size: int, length: int, device: torch.device | str) -> Tensor:

@@ -21,7 +21,6 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mi
 from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 
 from se_model.attach.marks import MARK, Attachment
-from se_model.hybrid.inputs import documents_in
 from se_model.hybrid.past import past_of
 from se_model.parallel import SequenceShard
 from se_model.recurrence import Mamba2Sizes, mamba2
@@ -91,7 +90,7 @@ class ShardedMixer(nn.Module):
             sizes=sizes,
             convolve=convolve,
             carried=past_of(None, shard, layer.layer_idx),
-            cu_seqlens=documents_in(shard, hidden),
+            documents=shard.documents,
         )
         output: Tensor = layer.out_proj(self._gated(y, gate).to(hidden.dtype))
         return output

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.span.documents import check_inputs, document_bounds
+from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.protocol import Attention
 
 
 def full_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Documents | None = None
 ) -> Tensor:
     """Every token attends to every earlier token of its own document, and to itself.
 

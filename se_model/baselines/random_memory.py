@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from se_model.span.documents import check_inputs, document_bounds
+from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.layout import Layout, cut
 from se_model.span.operator import se_attention
 from se_model.span.options import SpanOptions
@@ -29,7 +29,7 @@ def random_memory_attention(
     top_k: int = 8,
     random_key: int = 0,
     scale: float | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Span-expanded attention whose ``top_k`` past blocks are drawn without regard to the input.

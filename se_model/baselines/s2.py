@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from se_model.baselines.full import attend_within
-from se_model.span.documents import check_inputs, document_bounds
+from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.protocol import Attention
 
 
@@ -22,7 +22,7 @@ def s2_attention(
     *,
     group_size: int | None = None,
     scale: float | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
 ) -> Tensor:
     """Causal attention inside groups of tokens; for half of the heads the groups are shifted by half a group.
 

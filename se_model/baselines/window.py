@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.span.documents import check_inputs, document_bounds
+from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.protocol import Attention
 
 
@@ -22,7 +22,7 @@ def sliding_window_attention(
     *,
     window: int,
     scale: float | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
 ) -> Tensor:
     """Token t attends to tokens t - window + 1 to t of its own document.
 

@@ -17,6 +17,7 @@ from se_model.hybrid.rotary import rotate
 from se_model.parallel import SequenceShard
 from se_model.parallel.full import full_attention as parallel_full_attention
 from se_model.recurrence import CausalConv1d
+from se_model.span.documents import DocumentBounds
 
 
 class AttentionMixer(nn.Module):
@@ -52,14 +53,14 @@ class AttentionMixer(nn.Module):
         attention_mask: Tensor | None = None,
         padding: Tensor | None = None,
         past: Past | None = None,
-        cu_seqlens: Tensor | None = None,
+        documents: DocumentBounds | None = None,
         shard: SequenceShard | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """x: [B, L, hidden]; rotary: cosines and sines [B, L, rotary_dim / 2]; padding: bool [B, L].
 
         attention_mask is what the attention function's mask function made; kwargs go to the attention
-        function. With a shard, cu_seqlens are the bounds inside it, and attention reaches beyond. Returns
+        function. With a shard, documents are the pieces inside it, and attention reaches beyond. Returns
         [B, L, hidden], and the attention weights where the function gives them.
         """
         batch, length, _ = x.shape
@@ -70,7 +71,7 @@ class AttentionMixer(nn.Module):
         if self.conv1d is not None:
             # What the next token's convolution looks at is what came out of in_proj.
             context, inputs = self.config.attention_conv_kernel - 1, qkv
-            qkv = self.conv1d(inputs, past.convolution_state(inputs, context), cu_seqlens)
+            qkv = self.conv1d(inputs, past.convolution_state(inputs, context), documents)
             past.keep_convolution_state(inputs, context)
         q, k, v = qkv.unflatten(-1, (-1, self.config.head_dim)).split(self.heads, dim=2)
         if rotary is not None:
@@ -78,17 +79,19 @@ class AttentionMixer(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         k, v = past.extend(k, v)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        if shard is not None and "shard" not in inspect.signature(attend).parameters:
+        # Only what `attach` registers takes a shard, and documents in any form but a tensor.
+        ours = "shard" in inspect.signature(attend).parameters
+        if shard is not None and not ours:
             y = parallel_full_attention(q, k, v, shard, scale=self.scaling).transpose(1, 2)
             weights = None
-        elif cu_seqlens is not None and self.config._attn_implementation in _WITHOUT_DOCUMENTS:
-            y = full_attention(q, k, v, scale=self.scaling, cu_seqlens=cu_seqlens).transpose(1, 2)
+        elif documents is not None and self.config._attn_implementation in _WITHOUT_DOCUMENTS:
+            y = full_attention(q, k, v, scale=self.scaling, cu_seqlens=documents).transpose(1, 2)
             weights = None
         else:
             if shard is not None:
                 kwargs["shard"] = shard
-            elif cu_seqlens is not None:
-                kwargs["cu_seqlens"] = cu_seqlens
+            elif documents is not None:
+                kwargs["cu_seqlens"] = documents if ours else documents.cu_seqlens(x.device)
             y, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.out_proj(y.reshape(batch, length, -1)), weights
 

@@ -8,14 +8,14 @@ from transformers import Cache
 
 from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.parallel import SequenceShard
-from se_model.recurrence.documents import document_positions
+from se_model.span.documents import DocumentBounds, Documents
 
 
 def check_inputs(
     config: Mamba2HybridConfig,
     shape: torch.Size,
     attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
+    cu_seqlens: Documents | None,
     cache: Cache | None,
     shard: SequenceShard | None = None,
 ) -> None:
@@ -67,11 +67,6 @@ def _check_shard(shard: SequenceShard, batch: int, length: int) -> None:
         raise ValueError(f"documents are packed in one row, but the batch has {batch}: flatten the rows")
 
 
-def documents_in(shard: SequenceShard, x: Tensor) -> Tensor | None:
-    """Bounds of the pieces of documents in a shard, int32 [N + 1]; None for a single one. x: [B, n, E]."""
-    return shard.local_cu_seqlens(x.device) if len(shard.local_bounds) > 2 else None
-
-
 def padding_of(attention_mask: Tensor | None, length: int) -> Tensor | None:
     """True where a token of the last ``length`` is padding: bool [B, L], or None where there is none."""
     if attention_mask is None:
@@ -84,7 +79,7 @@ def positions_of(
     x: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
+    documents: DocumentBounds | None,
     cache: Cache | None,
     shard: SequenceShard | None = None,
 ) -> Tensor:
@@ -93,19 +88,19 @@ def positions_of(
     Raises:
         ValueError: if given positions start anew within a row and no cu_seqlens says that documents do.
     """
-    batch, length = x.shape[:2]
+    length = x.shape[1]
+    if shard is not None and (position_ids is None or position_ids is shard.position_ids(x.device)):
+        return shard.position_ids(x.device)
     if position_ids is not None:
         steps = position_ids.diff(dim=-1)
-        if attention_mask is None and cu_seqlens is None and bool((steps != 1).any()):
+        if attention_mask is None and documents is None and bool((steps != 1).any()):
             raise ValueError(
                 "position_ids are not consecutive: give cu_seqlens for a packed row or an attention_mask for "
                 "a padded one, or the state-space layers would run across"
             )
         return position_ids
-    if shard is not None:
-        return shard.position_ids(x.device)
-    if cu_seqlens is not None:
-        return document_positions(cu_seqlens, length, batch)[None]
+    if documents is not None:
+        return documents.position_ids(x.device)
     if attention_mask is not None:
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
     past = 0 if cache is None else cache.get_seq_length()

@@ -14,6 +14,7 @@ from se_model.hybrid.normalization import GatedRMSNorm
 from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.recurrence import CausalConv1d, Mamba2Sizes, mamba2
+from se_model.span.documents import DocumentBounds
 
 
 class Mamba2Mixer(nn.Module):
@@ -52,9 +53,9 @@ class Mamba2Mixer(nn.Module):
         *,
         padding: Tensor | None = None,
         past: Past | None = None,
-        cu_seqlens: Tensor | None = None,
+        documents: DocumentBounds | None = None,
     ) -> Tensor:
-        """x: [B, L, hidden]; padding: bool [B, L], True where there is no token; cu_seqlens: [N + 1], B = 1.
+        """x: [B, L, hidden]; padding: bool [B, L], True where there is no token; documents: with B = 1.
 
         A padded token enters neither the convolution nor the state. The convolution's and the recurrence's
         states come from ``past``, and are kept there. Returns [B, L, hidden].
@@ -69,7 +70,7 @@ class Mamba2Mixer(nn.Module):
             step = step.masked_fill(padding[..., None], 0)
 
         def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
-            return F.silu(self.conv1d(inputs, before, cu_seqlens))
+            return F.silu(self.conv1d(inputs, before, documents))
 
         y = mamba2(
             xBC,
@@ -79,7 +80,7 @@ class Mamba2Mixer(nn.Module):
             sizes=self.sizes,
             convolve=convolve,
             carried=past or Past(),
-            cu_seqlens=cu_seqlens,
+            documents=documents,
         )
         return self.out_proj(self.norm(y, z))
 

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from se_model.hybrid.attention import AttentionMixer
 from se_model.hybrid.configuration import Mamba2HybridConfig
-from se_model.hybrid.inputs import check_inputs, documents_in, padding_of, positions_of
+from se_model.hybrid.inputs import check_inputs, padding_of, positions_of
 from se_model.hybrid.loading import is_published, load_published, refuse
 from se_model.hybrid.mamba2 import Mamba2Mixer
 from se_model.hybrid.normalization import GatedRMSNorm, RMSNorm
@@ -29,6 +29,7 @@ from se_model.hybrid.rotary import rotary_angles
 from se_model.loss import chunked_cross_entropy, shift_labels
 from se_model.parallel import SequenceShard
 from se_model.recurrence import CausalConv1d
+from se_model.span.documents import DocumentBounds, Documents
 
 
 class HybridBlock(GradientCheckpointingLayer):
@@ -46,7 +47,7 @@ class HybridBlock(GradientCheckpointingLayer):
         *,
         padding: Tensor | None = None,
         past_key_values: Cache | None = None,
-        cu_seqlens: Tensor | None = None,
+        documents: DocumentBounds | None = None,
         shard: SequenceShard | None = None,
         **attention: Any,
     ) -> Tensor:
@@ -55,10 +56,10 @@ class HybridBlock(GradientCheckpointingLayer):
         past = past_of(past_key_values, shard, self.mixer.layer_idx)
         if self.is_attention:
             y, _ = self.mixer(
-                normed, padding=padding, past=past, cu_seqlens=cu_seqlens, shard=shard, **attention
+                normed, padding=padding, past=past, documents=documents, shard=shard, **attention
             )
         else:
-            y = self.mixer(normed, padding=padding, past=past, cu_seqlens=cu_seqlens)
+            y = self.mixer(normed, padding=padding, past=past, documents=documents)
         return x + y
 
 
@@ -132,7 +133,7 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        cu_seqlens: Documents | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         shard: SequenceShard | None = None,
@@ -149,18 +150,19 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and cu_seqlens is None and shard is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if cu_seqlens is not None:
-            cu_seqlens = cu_seqlens.to(x.device)
         check_inputs(self.config, x.shape, attention_mask, cu_seqlens, past_key_values, shard)
+        documents = None
         if shard is not None:
-            cu_seqlens = documents_in(shard, x)
-        position_ids = positions_of(x, attention_mask, position_ids, cu_seqlens, past_key_values, shard)
+            documents = shard.documents
+        elif cu_seqlens is not None:
+            documents = DocumentBounds.of(cu_seqlens, x.shape[1], x.shape[0])
+        position_ids = positions_of(x, attention_mask, position_ids, documents, past_key_values, shard)
 
         rotary = None
         if self.config.rotary_dim:
             rotary = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta, x.dtype)
         mask = None
-        if cu_seqlens is None and shard is None:
+        if documents is None and shard is None:
             mask = create_causal_mask(
                 self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values
             )
@@ -170,7 +172,7 @@ class Mamba2HybridModel(Mamba2HybridPreTrainedModel):
                 x,
                 padding=padding,
                 past_key_values=past_key_values,
-                cu_seqlens=cu_seqlens,
+                documents=documents,
                 shard=shard,
                 rotary=rotary,
                 attention_mask=mask,
@@ -220,7 +222,7 @@ class Mamba2HybridForCausalLM(Mamba2HybridPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        cu_seqlens: Documents | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,

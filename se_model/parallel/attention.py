@@ -17,6 +17,7 @@ from se_model.parallel.exchange import gather_states, receive_left
 from se_model.parallel.full import PURPOSE, full_attention, side_by_side
 from se_model.parallel.shard import SequenceShard
 from se_model.parallel.span import span_attention
+from se_model.span.documents import DocumentBounds
 from se_model.span.protocol import Attention, AttentionConfig
 from se_model.span.schedule import as_chunk_sizes, draw_chunk_size
 
@@ -115,10 +116,11 @@ def _attend_locally(
         before = before.narrow(3, before.shape[3] - seen, seen)
         k, v = (torch.cat(pair, dim=2) for pair in ((before[0], k), (before[1], v)))
         q = F.pad(q, (0, 0, seen, 0))
-    bounds = [0, *(bound + seen for bound in shard.local_bounds[1:])]
     # A batch of several rows is one document each.
-    cu_seqlens = None if len(bounds) == 2 else torch.tensor(bounds, dtype=torch.int32, device=q.device)
-    return attention(q, k, v, scale=scale, cu_seqlens=cu_seqlens)[:, :, seen:]
+    documents = None
+    if shard.documents is not None:
+        documents = DocumentBounds((0, *(bound + seen for bound in shard.local_bounds[1:])))
+    return attention(q, k, v, scale=scale, cu_seqlens=documents)[:, :, seen:]
 
 
 def _keys_before(pair: Tensor, reach: int, shard: SequenceShard) -> Tensor:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from se_model.parallel.group import ContextParallelGroup
-from se_model.span.documents import document_bounds
+from se_model.span.documents import DocumentBounds, Documents, document_bounds
 
 
 @dataclass(frozen=True)
 class SequenceShard:
     """The tokens of one rank: its P-th, contiguous part of a row of ``length`` tokens.
+
+    Made once per batch, from integers on the host: what layers ask of it waits for no device.
 
     bounds: of the whole row's documents, (0, ..., length). Documents begin and end anywhere.
     """
@@ -23,13 +26,16 @@ class SequenceShard:
     group: ContextParallelGroup
     length: int
     bounds: tuple[int, ...]
+    _positions: dict[torch.device, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(
         cls,
         group: ContextParallelGroup,
         length: int,
-        cu_seqlens: Tensor | None = None,
+        cu_seqlens: Documents | None = None,
         *,
         chunk_multiple: int = 1,
     ) -> SequenceShard:
@@ -63,7 +69,7 @@ class SequenceShard:
         """The own tokens, in the row."""
         return slice(self.start, self.end)
 
-    @property
+    @cached_property
     def local_bounds(self) -> tuple[int, ...]:
         """Bounds of the pieces of documents in this shard, counted from its first token: (0, ..., n)."""
         return tuple(bound - self.start for bound in cut_bounds(self.bounds, self.start, self.end))
@@ -83,16 +89,23 @@ class SequenceShard:
         """The rank that holds the beginning of the first own token's document."""
         return (self.start - self.tokens_before) // self.tokens_per_rank
 
-    def position_ids(self, device: torch.device | str | None = None) -> Tensor:
-        """The place of each own token in its document, also if that began on another rank: int64 [1, n]."""
-        places = torch.empty(1, self.tokens_per_rank, dtype=torch.int64)
-        for start, end, before in pieces(self.bounds, self.start, self.end):
-            places[0, start - self.start : end - self.start] = torch.arange(before, before + end - start)
-        return places.to(device)
+    @cached_property
+    def documents(self) -> DocumentBounds | None:
+        """The pieces of documents in this shard, between ``local_bounds``; None for a single one."""
+        return DocumentBounds(self.local_bounds) if len(self.local_bounds) > 2 else None
 
-    def local_cu_seqlens(self, device: torch.device | str | None = None) -> Tensor:
-        """``local_bounds`` as int32 [N + 1]."""
-        return torch.tensor(self.local_bounds, dtype=torch.int32, device=device)
+    def position_ids(self, device: torch.device | str) -> Tensor:
+        """The position of each own token in its document, wherever that began: int64 [1, n]."""
+        device = torch.device(device)
+        if device not in self._positions:
+            # What is first needed in inference mode may be needed in training next.
+            with torch.inference_mode(False):
+                own = [
+                    torch.arange(before, before + end - start)
+                    for start, end, before in pieces(self.bounds, self.start, self.end)
+                ]
+                self._positions[device] = torch.cat(own)[None].to(device)
+        return self._positions[device]
 
 
 def shard_length(length: int, ranks: int, chunk_multiple: int = 1) -> int:

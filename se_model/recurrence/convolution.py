@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_model.recurrence.documents import document_positions
+from se_model.span.documents import DocumentBounds, Documents
 
 
 def causal_convolution(
@@ -15,7 +15,7 @@ def causal_convolution(
     bias: Tensor | None = None,
     *,
     state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
 ) -> Tensor:
     """Each channel's weighted sum of its last W values, the present one included.
 
@@ -44,7 +44,9 @@ def causal_convolution(
     y = x * taps[context]
     if bias is not None:
         y = y + bias
-    visible = None if cu_seqlens is None else _visible_context(cu_seqlens, length, batch, context)
+    visible = None
+    if cu_seqlens is not None:
+        visible = _visible_context(DocumentBounds.of(cu_seqlens, length, batch), context, x.device)
     for back in range(1, context + 1):
         earlier = padded[:, context - back : context - back + length]
         if visible is not None:
@@ -53,10 +55,10 @@ def causal_convolution(
     return y.to(x.dtype)
 
 
-def _visible_context(cu_seqlens: Tensor, length: int, batch: int, context: int) -> Tensor:
+def _visible_context(documents: DocumentBounds, context: int, device: torch.device) -> Tensor:
     """How many earlier tokens each token may look at: [L]. The first document also sees the state."""
-    positions = document_positions(cu_seqlens, length, batch)
-    in_first = torch.arange(length, device=positions.device) < cu_seqlens[1]
+    positions = documents.position_ids(device)[0]
+    in_first = torch.arange(documents.length, device=device) < documents.bounds[1]
     return torch.where(in_first, positions + context, positions)
 
 
@@ -70,6 +72,6 @@ class CausalConv1d(nn.Conv1d):
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=bias)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor | None = None, cu_seqlens: Documents | None = None) -> Tensor:
         """x: [B, L, C]; state: [B, W - 1, C]; cu_seqlens: [N + 1] with B = 1. Returns [B, L, C]."""
         return causal_convolution(x, self.weight.squeeze(1), self.bias, state=state, cu_seqlens=cu_seqlens)

@@ -16,7 +16,10 @@ _RECURRENCE_PARAMETERS = ("A_log", "dt_bias", "recurrent_param")
 
 
 def handles_packing(decoder: nn.Module) -> bool:
-    """Whether the decoder itself takes `cu_seqlens` and keeps documents apart in all of its layers."""
+    """Whether the decoder itself takes `cu_seqlens` and keeps documents apart in all of its layers.
+
+    It is given a `DocumentBounds`, which has a tensor for each device.
+    """
     return "cu_seqlens" in inspect.signature(decoder.forward).parameters
 
 

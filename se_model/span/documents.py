@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -35,31 +37,128 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def document_bounds(cu_seqlens: Tensor | None, length: int, batch: int = 1) -> tuple[int, ...]:
-    """The places where documents begin, and the end of the last: (0, ..., length).
+@dataclass(frozen=True)
+class DocumentBounds:
+    """Where the documents of one packed row begin, and where the last one ends, as integers on the host.
 
-    cu_seqlens: int32 or int64 [N + 1], from 0 to ``length``, strictly increasing; None means one document.
+    Made once per batch and handed to every layer, so that no layer has to ask a device for a number. The
+    tensors below are made once per device. Wherever ``cu_seqlens`` is taken, this is taken too.
+
+    Attributes:
+        bounds: (0, ..., L), strictly increasing.
 
     Raises:
-        ValueError: if ``cu_seqlens`` is not that, or comes with more than one row.
+        ValueError: if the bounds are not that.
+    """
+
+    bounds: tuple[int, ...]
+    _on_device: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        _check_ends(self.bounds, self.bounds[-1] if self.bounds else 0)
+        for index, (start, end) in enumerate(pairwise(self.bounds)):
+            if end <= start:
+                raise ValueError(
+                    "cu_seqlens must increase strictly; "
+                    f"entries {index} and {index + 1} are {start} and {end}"
+                )
+
+    @classmethod
+    def of(cls, cu_seqlens: Documents, length: int, batch: int = 1) -> DocumentBounds:
+        """The documents of a batch of ``batch`` rows of ``length`` tokens.
+
+        cu_seqlens: int32 or int64 [N + 1], from 0 to ``length``, strictly increasing. A tensor on a GPU is
+        read here, which waits for the GPU; bounds that exist already are only checked.
+
+        Raises:
+            ValueError: if ``cu_seqlens`` is not that, or comes with more than one row.
+        """
+        if batch != 1:
+            raise ValueError(
+                f"cu_seqlens describes one packed row, but the batch has {batch}: "
+                "flatten the rows into one first"
+            )
+        if isinstance(cu_seqlens, DocumentBounds):
+            _check_ends(cu_seqlens.bounds, length)
+            return cu_seqlens
+        return cls._read(cu_seqlens, length)
+
+    @classmethod
+    def read(cls, cu_seqlens: Documents) -> DocumentBounds:
+        """As `of`, where nothing else tells the row's length."""
+        return cu_seqlens if isinstance(cu_seqlens, DocumentBounds) else cls._read(cu_seqlens, None)
+
+    @classmethod
+    def _read(cls, cu_seqlens: Tensor, length: int | None) -> DocumentBounds:
+        if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
+            raise ValueError(
+                "cu_seqlens must be an int32 or int64 tensor [N + 1] with N >= 1 documents; "
+                f"got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+            )
+        bounds = tuple(cu_seqlens.tolist())
+        _check_ends(bounds, bounds[-1] if length is None else length)
+        documents = cls(bounds)
+        own = cu_seqlens.to(torch.int32, copy=True)
+        documents._on_device["cu_seqlens", own.device] = own
+        return documents
+
+    @property
+    def length(self) -> int:
+        """L, tokens of the row."""
+        return self.bounds[-1]
+
+    def cu_seqlens(self, device: torch.device | str) -> Tensor:
+        """The bounds as a tensor: int32 [N + 1]."""
+        return self._made("cu_seqlens", device, self._cu_seqlens)
+
+    def index(self, device: torch.device | str) -> Tensor:
+        """The document that each token belongs to, counted from 0: int64 [L]."""
+        return self._made("index", device, self._index)
+
+    def position_ids(self, device: torch.device | str) -> Tensor:
+        """The position of each token in its document, counted from 0: int64 [1, L]."""
+        return self._made("position_ids", device, self._position_ids)
+
+    def _made(self, name: str, device: torch.device | str, make: Callable[[torch.device], Tensor]) -> Tensor:
+        key = name, torch.device(device)
+        if key not in self._on_device:
+            # What is first needed in inference mode may be needed in training next.
+            with torch.inference_mode(False):
+                self._on_device[key] = make(key[1])
+        return self._on_device[key]
+
+    def _cu_seqlens(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.bounds, dtype=torch.int32, device=device)
+
+    def _index(self, device: torch.device) -> Tensor:
+        tokens = torch.arange(self.length, device=device, dtype=torch.int32)
+        return torch.searchsorted(self.cu_seqlens(device), tokens, right=True) - 1
+
+    def _position_ids(self, device: torch.device) -> Tensor:
+        starts = self.cu_seqlens(device)[self.index(device)]
+        return (torch.arange(self.length, device=device) - starts)[None]
+
+
+def _check_ends(bounds: tuple[int, ...], length: int) -> None:
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != length:
+        ends = f"{bounds[0]} to {bounds[-1]}" if bounds else "nothing"
+        raise ValueError(f"cu_seqlens must run from 0 to L = {length}; got {ends}")
+
+
+Documents = Tensor | DocumentBounds
+"""What a public function takes as ``cu_seqlens``: a tensor [N + 1], or what was made of it once."""
+
+
+def document_bounds(cu_seqlens: Documents | None, length: int, batch: int = 1) -> tuple[int, ...]:
+    """The places where documents begin, and the end of the last: (0, ..., length).
+
+    cu_seqlens: as `DocumentBounds.of` takes it; None means one document.
+
+    Raises:
+        ValueError: if ``cu_seqlens`` does not fit, or comes with more than one row.
     """
     if cu_seqlens is None:
         return (0, length)
-    if batch != 1:
-        raise ValueError(
-            f"cu_seqlens describes one packed row, but the batch has {batch}: flatten the rows into one first"
-        )
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
-        raise ValueError(
-            "cu_seqlens must be an int32 or int64 tensor [N + 1] with N >= 1 documents; "
-            f"got {cu_seqlens.dtype} {list(cu_seqlens.shape)}"
-        )
-    bounds = tuple(cu_seqlens.tolist())
-    if bounds[0] != 0 or bounds[-1] != length:
-        raise ValueError(f"cu_seqlens must run from 0 to L = {length}; got {bounds[0]} to {bounds[-1]}")
-    for index, (start, end) in enumerate(pairwise(bounds)):
-        if end <= start:
-            raise ValueError(
-                f"cu_seqlens must increase strictly; entries {index} and {index + 1} are {start} and {end}"
-            )
-    return bounds
+    return DocumentBounds.of(cu_seqlens, length, batch).bounds

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.backends import Request, resolve
-from se_model.span.documents import check_inputs, document_bounds
+from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.layout import Layout, cut
 from se_model.span.options import SpanOptions
 from se_model.span.statistics import note_selection
@@ -22,7 +22,7 @@ def se_attention(
     block_size: int = 32,
     top_k: int = 8,
     scale: float | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
     summary: str = "attention",
     selection: str = "chunk",
     refresh: int | None = None,
@@ -80,7 +80,7 @@ def select_blocks(
     block_size: int = 32,
     top_k: int = 8,
     scale: float | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
     summary: str = "attention",
     selection: str = "chunk",
     refresh: int | None = None,
@@ -143,7 +143,7 @@ def count_blocks(blocks: Tensor, k: Tensor, layout: Layout) -> tuple[int, ...]:
     return tuple(counts[0, 0].tolist())
 
 
-def _cut(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, cu_seqlens: Tensor | None) -> Layout:
+def _cut(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions, cu_seqlens: Documents | None) -> Layout:
     check_inputs(q, k, v)
     bounds = document_bounds(cu_seqlens, q.shape[2], q.shape[0])
     return cut(options.chunk_size, options.block_size, options.queries_per_choice, bounds)

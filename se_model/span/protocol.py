@@ -6,12 +6,20 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from se_model.span.documents import Documents
+
 
 class Attention(Protocol):
     """Causal attention over whole sequences, one signature for all kinds."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        cu_seqlens: Documents | None = None,
     ) -> Tensor:
         """q: [B, H, L, D]; k, v: [B, G, L, D], where G divides H. Returns [B, H, L, D].
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from se_model.span.documents import DocumentBounds
+
 ROW_ORDER_STREAM = 0x726F7773
 """Keeps the permutations apart from other random numbers drawn from the same seed."""
 
@@ -138,22 +140,23 @@ class ModelInput:
 
     Attributes:
         input_ids: [rows, L]; packed rows are joined to one: [1, rows * L].
-        cu_seqlens: [N + 1] document boundaries of the joined row, int32; None when the rows are not packed by
-            document.
+        documents: of the joined row; None when the rows are not packed by document.
     """
 
     input_ids: Tensor
-    cu_seqlens: Tensor | None
+    documents: DocumentBounds | None
 
 
 def model_input(corpus: Rows, batch: MicroBatch, packed: bool) -> ModelInput:
     """Reads a micro-batch's rows and lays them out for the model."""
     import torch
 
+    from se_model.span.documents import DocumentBounds
+
     rows = [corpus.row(index) for index in batch.rows]
     input_ids = torch.from_numpy(np.stack([ids for ids, _ in rows]).astype(np.int64))
     if not packed:
         return ModelInput(input_ids, None)
     lengths = np.concatenate([lengths for _, lengths in rows])
-    boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return ModelInput(input_ids.reshape(1, -1), torch.from_numpy(boundaries))
+    bounds = (0, *np.cumsum(lengths).tolist())
+    return ModelInput(input_ids.reshape(1, -1), DocumentBounds(bounds))

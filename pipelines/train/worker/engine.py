@@ -21,6 +21,7 @@ from se_model.loss import causal_lm_loss
 if TYPE_CHECKING:
     from pipelines.recipe.keys.train import TrainKeys
     from se_model.parallel import SequenceShard
+    from se_model.span.documents import DocumentBounds
 
 _BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default. Buffers of this size are allocated whole, so small models get smaller ones."""
@@ -36,13 +37,13 @@ class LossModel(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard | None = None
+        self, input_ids: Tensor, documents: DocumentBounds | None, shard: SequenceShard | None = None
     ) -> Tensor:
         """Returns the summed loss of `input_ids: [B, L]`, or of this worker's `shard` of them.
 
         See `se_model.loss.causal_lm_loss`.
         """
-        return causal_lm_loss(self.model, input_ids, cu_seqlens=cu_seqlens, shard=shard)[0]
+        return causal_lm_loss(self.model, input_ids, cu_seqlens=documents, shard=shard)[0]
 
 
 class Engine:
@@ -93,10 +94,10 @@ class Engine:
         return self._engine.module.model
 
     def loss_sum(
-        self, input_ids: Tensor, cu_seqlens: Tensor | None, shard: SequenceShard | None = None
+        self, input_ids: Tensor, documents: DocumentBounds | None, shard: SequenceShard | None = None
     ) -> Tensor:
         """Returns the summed loss of one micro-batch, or of this worker's shard, `[]`, with its graph."""
-        return self._engine(input_ids, cu_seqlens, shard)
+        return self._engine(input_ids, documents, shard)
 
     def backward(self, loss_sum: Tensor, targets: int) -> None:
         """Adds a micro-batch's share of the gradients.

@@ -114,9 +114,8 @@ class Steps:
         place = self.layout.position_of(self.group.rank)
         torch.manual_seed(dropout_seed(self.seed, batch.number, place))
         device = self.group.device
-        cu_seqlens = None if data.cu_seqlens is None else data.cu_seqlens.to(device)
         try:
-            loss_sum = self.engine.loss_sum(data.input_ids.to(device), cu_seqlens, self._shard(data))
+            loss_sum = self.engine.loss_sum(data.input_ids.to(device), data.documents, self._shard(data))
         except ValueError as error:
             # How models and attentions refuse an input.
             refusal = one_line(error)
@@ -132,7 +131,7 @@ class Steps:
         return SequenceShard.of(
             self.sharing,
             data.input_ids.shape[1],
-            data.cu_seqlens,
+            data.documents,
             chunk_multiple=lcm(*self.stage.attention.chunks),
         )
 

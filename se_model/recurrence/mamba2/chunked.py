@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence.documents import document_index
 from se_model.recurrence.mamba2.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
+from se_model.span.documents import DocumentBounds, Documents
 
 
 def ssd_chunked(
@@ -26,7 +26,7 @@ def ssd_chunked(
     *,
     chunk_size: int = 64,
     initial_state: InitialState | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd_naive` by matrix products: tokens of a chunk act on each other directly, chunks through states.
 
@@ -41,7 +41,9 @@ def ssd_chunked(
     dtype = torch.promote_types(x.dtype, torch.float32)
     batch, length = x.shape[:2]
     size = min(chunk_size, length)
-    documents = None if cu_seqlens is None else _ChunkDocuments.of(cu_seqlens, length, batch, size)
+    documents = None
+    if cu_seqlens is not None:
+        documents = _ChunkDocuments.of(DocumentBounds.of(cu_seqlens, length, batch), size, x.device)
 
     def chunked(tensor: Tensor) -> Tensor:
         """[B, L, ...] -> [B, T, Q, ...], zeros behind the last token."""
@@ -76,9 +78,9 @@ class _ChunkDocuments(NamedTuple):
     of_state: Tensor
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, length: int, batch: int, size: int) -> _ChunkDocuments:
-        document = document_index(cu_seqlens, length, batch)
-        of_token = F.pad(document, (0, -length % size), value=len(cu_seqlens) - 2).view(-1, size)
+    def of(cls, documents: DocumentBounds, size: int, device: torch.device) -> _ChunkDocuments:
+        last = len(documents.bounds) - 2
+        of_token = F.pad(documents.index(device), (0, -documents.length % size), value=last).view(-1, size)
         return cls(of_token, F.pad(of_token[:, -1], (1, 0), value=0))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from se_model.recurrence.mamba2.chunked import ssd_chunked
 from se_model.recurrence.protocol import Carried
+from se_model.span.documents import DocumentBounds
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def mamba2(
     sizes: Mamba2Sizes,
     convolve: Callable[[Tensor, Tensor | None], Tensor],
     carried: Carried,
-    cu_seqlens: Tensor | None,
+    documents: DocumentBounds | None,
 ) -> Tensor:
     """x, B, C = convolve(inputs); y = ssd(x, step, -exp(A_log), B, C) + D x.
 
     inputs: [B, L, channels], x, B and C side by side before their convolution; step: [B, L, H], positive, in
     float32 or better; A_log, D: [H]; convolve: takes the inputs and what it sees before them, [B, W - 1,
-    channels] or None for zeros, and returns [B, L, channels], activated; cu_seqlens: [N + 1] with B = 1, of
-    these tokens; None for one document. Returns y: [B, L, H P], in the dtype that ``convolve`` returns.
+    channels] or None for zeros, and returns [B, L, channels], activated; documents: of these tokens, with B =
+    1; None for one. Returns y: [B, L, H P], in the dtype that ``convolve`` returns.
     """
     context = sizes.kernel - 1
     convolved = convolve(inputs, carried.convolution_state(inputs, context))
@@ -82,7 +83,7 @@ def mamba2(
         C.unflatten(-1, (sizes.groups, sizes.state_size)),
         chunk_size=sizes.chunk_size,
         initial_state=carried.initial_state(),
-        cu_seqlens=cu_seqlens,
+        cu_seqlens=documents,
     )
     carried.keep_state(state)
     return (y + x * D.to(y.dtype)[:, None]).flatten(2)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from se_model.recurrence.documents import document_index
 from se_model.recurrence.mamba2.shapes import check_shapes
+from se_model.span.documents import Documents, document_bounds
 
 
 def ssd_naive(
@@ -25,7 +25,7 @@ def ssd_naive(
     C: Tensor,
     *,
     initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    cu_seqlens: Documents | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written, one token after another: the oracle of `ssd_chunked`.
 
@@ -41,7 +41,7 @@ def ssd_naive(
     dtype = torch.promote_types(x.dtype, torch.float32)
     batch, length, heads, width = x.shape
     share = heads // B.shape[2]
-    starts = set() if cu_seqlens is None else _inner_starts(cu_seqlens, length, batch)
+    starts = set(document_bounds(cu_seqlens, length, batch)[1:-1])
 
     state = x.new_zeros(batch, heads, width, B.shape[3], dtype=dtype)
     if initial_state is not None:
@@ -56,8 +56,3 @@ def ssd_naive(
         state = decay * state + step * x[:, t, :, :, None].to(dtype) * B_t
         outputs.append((state * C_t).sum(dim=-1))
     return torch.stack(outputs, dim=1).to(x.dtype), state
-
-
-def _inner_starts(cu_seqlens: Tensor, length: int, batch: int) -> set[int]:
-    document = document_index(cu_seqlens, length, batch)
-    return set((document.diff().nonzero()[:, 0] + 1).tolist())

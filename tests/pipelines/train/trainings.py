@@ -39,7 +39,7 @@ def plain_loop(job: TrainJob) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         for batch in plan.micro_batches(order, step, 0):
             data = model_input(corpus, batch, packed=True)
             set_step(model, batch.number)
-            total = total + causal_lm_loss(model, data.input_ids, cu_seqlens=data.cu_seqlens)[0]
+            total = total + causal_lm_loss(model, data.input_ids, cu_seqlens=data.documents)[0]
         optimizer.zero_grad()
         (total / targets).backward()
         norm = torch.nn.utils.clip_grad_norm_(trainable, stage.clip or float("inf"))

@@ -11,6 +11,7 @@ from torch import nn
 from se_model.attach import attach, get_step
 from se_model.attach.marks import MARK, Attachment, RunningCall
 from se_model.baselines import FullConfig
+from se_model.span.documents import DocumentBounds
 from tests.se_model.tiny_models import tiny_model
 
 TOKENS = torch.arange(3, 15)[None]
@@ -33,7 +34,7 @@ def test_a_call_is_known_while_it_runs(name: str) -> None:
     model = attach(tiny_model(name), FullConfig()).train()
     seen = calls_seen(model)
     model(TOKENS, use_cache=False)
-    model(TOKENS, use_cache=False, cu_seqlens=torch.tensor([0, 5, 12]))
+    model(TOKENS, use_cache=False, cu_seqlens=DocumentBounds((0, 5, 12)))
     with torch.no_grad():
         model(TOKENS, use_cache=False)
     assert seen == [RunningCall(0), RunningCall(1, packed=True), RunningCall(2)]

@@ -14,6 +14,7 @@ from transformers.models.zamba2.configuration_zamba2 import Zamba2Config
 from se_model.attach import attach, detach
 from se_model.attach.marks import MARK
 from se_model.span import Attention, SpanConfig, select_blocks
+from se_model.span.documents import Documents
 from tests.se_model.architectures.probes import logits, random_tokens
 from tests.se_model.sizes import SIZES
 from tests.se_model.tiny_models import tiny_model
@@ -122,7 +123,7 @@ class PromptThenFull:
         v: Tensor,
         *,
         scale: float | None = None,
-        cu_seqlens: Tensor | None = None,
+        cu_seqlens: Documents | None = None,
     ) -> Tensor:
         (batch, heads, length, _), groups, of = q.shape, k.shape[1], self.span.options(layer=0, step=0)
         blocks = select_blocks(

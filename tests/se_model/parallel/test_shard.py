@@ -46,14 +46,16 @@ def test_what_does_not_divide_is_refused(length: int, ranks: int, chunk: int, me
 
 def describe(rank: int, ranks: int, bounds: list[int]) -> tuple[object, ...]:
     shard = SequenceShard.of(ContextParallelGroup(), bounds[-1], torch.tensor(bounds), chunk_multiple=2)
-    places, local = shard.position_ids("cpu"), shard.local_cu_seqlens("cpu")
-    assert (places.dtype, local.dtype) == (torch.int64, torch.int32)
-    return shard.tokens, shard.local_bounds, shard.continues_left, places.tolist(), local.tolist()
+    places = shard.position_ids("cpu")
+    assert places.dtype == torch.int64
+    documents = shard.documents
+    local = None if documents is None else documents.bounds
+    return shard.tokens, shard.local_bounds, shard.continues_left, places.tolist(), local
 
 
 def test_every_rank_knows_its_own_tokens() -> None:
     assert run_distributed(describe, 3, [0, 3, 8, 12]) == [
-        (slice(0, 4), (0, 3, 4), False, [[0, 1, 2, 0]], [0, 3, 4]),
-        (slice(4, 8), (0, 4), True, [[1, 2, 3, 4]], [0, 4]),
-        (slice(8, 12), (0, 4), False, [[0, 1, 2, 3]], [0, 4]),
+        (slice(0, 4), (0, 3, 4), False, [[0, 1, 2, 0]], (0, 3, 4)),
+        (slice(4, 8), (0, 4), True, [[1, 2, 3, 4]], None),
+        (slice(8, 12), (0, 4), False, [[0, 1, 2, 3]], None),
     ]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.recurrence import InitialState, Mamba2Sizes, causal_convolution, mamba2
+from se_model.span.documents import DocumentBounds
 from tests.tolerances import F64
 
 SIZES = Mamba2Sizes(heads=4, head_size=6, groups=2, state_size=5, kernel=4, chunk_size=8)
@@ -34,7 +35,7 @@ class Kept:
         self.state = state
 
 
-def run(tokens: slice, carried: Kept, cu_seqlens: Tensor | None = None) -> Tensor:
+def run(tokens: slice, carried: Kept, documents: DocumentBounds | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -44,7 +45,7 @@ def run(tokens: slice, carried: Kept, cu_seqlens: Tensor | None = None) -> Tenso
     A_log, D, weight = normal(SIZES.heads), normal(SIZES.heads), normal(SIZES.channels, SIZES.kernel)
 
     def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
-        return F.silu(causal_convolution(inputs, weight, state=before, cu_seqlens=cu_seqlens))
+        return F.silu(causal_convolution(inputs, weight, state=before, cu_seqlens=documents))
 
     return mamba2(
         inputs[:, tokens],
@@ -54,7 +55,7 @@ def run(tokens: slice, carried: Kept, cu_seqlens: Tensor | None = None) -> Tenso
         sizes=SIZES,
         convolve=convolve,
         carried=carried,
-        cu_seqlens=cu_seqlens,
+        documents=documents,
     )
 
 
@@ -66,6 +67,6 @@ def test_a_row_may_be_cut_anywhere_and_continued() -> None:
 
 
 def test_a_packed_row_is_its_documents_one_by_one() -> None:
-    packed = run(slice(0, LENGTH), Kept(), torch.tensor([0, 2, 19, LENGTH]))
+    packed = run(slice(0, LENGTH), Kept(), DocumentBounds((0, 2, 19, LENGTH)))
     alone = [run(slice(*ends), Kept()) for ends in [(0, 2), (2, 19), (19, LENGTH)]]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=0, atol=F64)

@@ -4,7 +4,6 @@ from itertools import chain
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,12 +94,12 @@ def test_every_token_but_the_first_of_each_document_is_a_target() -> None:
 def test_packed_rows_are_joined_with_the_boundaries_of_their_documents() -> None:
     joined = model_input(CORPUS, MicroBatch(0, (1, 2)), packed=True)
     assert joined.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12]]
-    assert joined.cu_seqlens is not None
-    assert joined.cu_seqlens.tolist() == [0, 1, 4, 6, 8]
-    assert joined.cu_seqlens.dtype == torch.int32
+    assert joined.documents is not None
+    assert joined.documents.bounds == (0, 1, 4, 6, 8)
+    assert {type(bound) for bound in joined.documents.bounds} == {int}
 
 
 def test_whole_rows_stay_apart() -> None:
     rows = model_input(CORPUS, MicroBatch(0, (2, 0)), packed=False)
     assert rows.input_ids.tolist() == [[9, 10, 11, 12], [1, 2, 3, 4]]
-    assert rows.cu_seqlens is None
+    assert rows.documents is None
