@@ -23,6 +23,8 @@ from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 from se_model.attach.marks import MARK, Attachment
 from se_model.hybrid.past import past_of
 from se_model.parallel import SequenceShard
+from se_model.parallel.formula import Share
+from se_model.parallel.volumes import Exchanged, mamba2_exchange
 from se_model.recurrence import Mamba2Sizes, mamba2
 
 
@@ -69,6 +71,10 @@ class ShardedMixer(nn.Module):
             kernel=layer.conv_kernel_size,
             chunk_size=layer.chunk_size,
         )
+
+    def exchanged(self, share: Share) -> Exchanged:
+        """What a rank receives for this layer where a row is shared."""
+        return mamba2_exchange(self.sizes, share)
 
     def _over_ranks(self, hidden: Tensor, shard: SequenceShard) -> Tensor:
         layer: Any = self

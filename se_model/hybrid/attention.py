@@ -15,7 +15,9 @@ from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.hybrid.rotary import rotate
 from se_model.parallel import SequenceShard
+from se_model.parallel.formula import Share, convolution
 from se_model.parallel.full import full_attention as parallel_full_attention
+from se_model.parallel.volumes import CONVOLUTIONS, Exchanged
 from se_model.recurrence import CausalConv1d
 from se_model.span.documents import DocumentBounds
 
@@ -94,6 +96,11 @@ class AttentionMixer(nn.Module):
                 kwargs["cu_seqlens"] = documents if ours else documents.cu_seqlens(x.device)
             y, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return self.out_proj(y.reshape(batch, length, -1)), weights
+
+    def exchanged(self, share: Share) -> Exchanged:
+        """What a rank receives for this layer's convolution where a row is shared."""
+        kernel = self.config.attention_conv_kernel
+        return {CONVOLUTIONS: convolution(share, channels=self.in_proj.out_features, kernel=kernel)}
 
 
 # transformers' functions that would attend across documents. Any other is handed cu_seqlens.

@@ -13,6 +13,8 @@ from se_model.hybrid.configuration import Mamba2HybridConfig
 from se_model.hybrid.normalization import GatedRMSNorm
 from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
+from se_model.parallel.formula import Share
+from se_model.parallel.volumes import Exchanged, mamba2_exchange
 from se_model.recurrence import CausalConv1d, Mamba2Sizes, mamba2
 from se_model.span.documents import DocumentBounds
 
@@ -83,6 +85,10 @@ class Mamba2Mixer(nn.Module):
             documents=documents,
         )
         return self.out_proj(self.norm(y, z))
+
+    def exchanged(self, share: Share) -> Exchanged:
+        """What a rank receives for this layer where a row is shared."""
+        return mamba2_exchange(self.sizes, share)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+<<<<<<< HEAD:pipelines/train/plan/exchange.py
 from pipelines.models.fitting import attention_config
 from pipelines.recipe.keys.attention import NoMemorySection, SpanSection, WindowSection
 from pipelines.train.plan.architecture import skeleton
@@ -19,6 +20,12 @@ from se_model.parallel.formula import (
     state_space,
     window_attention,
 )
+=======
+from pipelines.train.architecture import skeleton
+from se_model.attach import layer_exchanges
+from se_model.parallel.formula import Share
+from se_model.parallel.volumes import PURPOSES
+>>>>>>> f5dcf45 (Layers say what they exchange under context parallelism, one path for all models):pipelines/train/exchange.py
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -39,6 +46,7 @@ def exchanged(
     """
     # Activation checkpointing runs the layers, and with them their exchanges, once more in the backward pass.
     forwards = 2 if stage.activation_checkpointing else 1
+<<<<<<< HEAD:pipelines/train/plan/exchange.py
 
     def step(layer: Volume, layers: int) -> int:
         return micro_batches * layers * (forwards * layer.forward + layer.backward)
@@ -127,3 +135,10 @@ def _attention(stage: TrainKeys, share: Share, heads: Heads) -> Volume:
 
 def _largest(volumes: list[Volume]) -> Volume:
     return max(volumes, key=lambda each: each.total)
+=======
+    received = dict.fromkeys(PURPOSES, 0)
+    for each in layer_exchanges(skeleton(configuration, stage.attention.build(seed=0)), share):
+        volume = each.volume
+        received[each.purpose] += micro_batches * (forwards * volume.forward + volume.backward)
+    return received
+>>>>>>> f5dcf45 (Layers say what they exchange under context parallelism, one path for all models):pipelines/train/exchange.py
