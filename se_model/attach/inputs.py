@@ -1,8 +1,8 @@
-"""What a model with an attached attention is called with: completed, or refused before the first layer.
+"""Completes the inputs of a model with an attached attention, or refuses them before the first layer runs.
 
-Layers see too little to tell. Some architectures of transformers (5.23) give their mask function no
-positions, so packed documents go unnoticed (granitemoehybrid); none looks at positions beside a mask; and
-the blocks that span attention chooses depend on absolute positions, which full attention does not.
+A layer sees too little to do so. Some architectures of transformers (5.23) give their mask function no
+positions, so that packed documents go unnoticed (granitemoehybrid); none looks at positions beside a mask;
+and which blocks span attention chooses depends on absolute positions, which full attention ignores.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def watch_inputs(
     decoder: nn.Module, attachment: Attachment, packing_refusal: str | None
 ) -> tuple[RemovableHandle, ...]:
-    """Look at every call of `decoder` from now on, until the returned handles are removed.
+    """Watches every call of `decoder` from now on, until the returned handles are removed.
 
-    A call is completed where it leaves out `position_ids` ([B, L]): they count from each row's first real
-    token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]). That
-    becomes a `DocumentBounds` here, once for all layers.
+    Where a call leaves out `position_ids` ([B, L]), they are filled in: counted from each row's first real
+    token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]). A tensor
+    of `cu_seqlens` becomes a `DocumentBounds` here, once for all layers.
 
-    attachment: has the record of the call while that runs, whether it ends or fails, so that a layer that
-    hears nothing of packing or of a shard refuses; and counts the calls that train;
+    attachment: counts the calls that train, and holds the record of a call until that returns or fails, so
+    that a layer which was not told of packed documents or of a shard refuses to run;
     packing_refusal: why the model cannot keep packed documents apart; None where it can.
 
     Raises, at a call:
-        ValueError: for an attention mask that is not [B, Lk], for packed documents that the model would
-            run across, for a shard of a row that some layer would not look beyond, where packing is told
-            in a way that transformers does not read, and where a backward pass repeats the whole decoder.
+        ValueError: for an attention mask that is not [B, Lk]; for packed documents, if the model would carry
+            state across them or transformers would not notice them; for a shard, if some layer would see its
+            own rank's tokens only; and where a backward pass repeats the whole decoder.
     """
     begin = partial(_begin, attachment=attachment, packing_refusal=packing_refusal)
     return (

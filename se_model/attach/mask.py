@@ -1,4 +1,4 @@
-"""What an attached layer is told about padding and packing: L numbers per row, not L x L pairs."""
+"""How an attached layer is told about padding and packing: by L numbers per row, not L x L pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model can run with its rows over several ranks: told before anything runs."""
+"""Whether a model can run with its rows over several ranks, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from se_model.recurrence.decoders import refuse_without_shards
 
 
 def check_parallel(model: nn.Module) -> None:
-    """Refuse a model of which some layer would see its own rank's tokens only.
+    """Refuses a model with a layer that would see its own rank's tokens only.
 
     `model` is a transformers causal language model or a `PeftModel` around one, with the attention attached
     that it is to have; where nothing is attached, Mamba-2-Hybrid runs full attention.
 
     Raises:
-        ValueError: naming the layers: recurrent ones of an architecture that hands on no state, attention
-            that nobody attached, or of a kind that has no implementation for several ranks.
+        ValueError: naming the layers: recurrent ones that cannot hand on their state, attention that was
+            not attached, or of a kind that has no implementation for several ranks.
     """
     causal_lm = unwrap(model)
     refuse_without_shards(getattr(causal_lm, causal_lm.base_model_prefix))

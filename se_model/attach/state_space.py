@@ -1,9 +1,9 @@
 """Mamba-2 layers of transformers (5.23) with their row over several ranks.
 
-The layers of five architectures are one and the same, but for what stands in `ShardedFalconH1Mixer`. An
-attached model's are given a class of this file: with a shard it computes from the layer's own modules and
-parameters what the layer would on the whole row, and without one it is the layer itself. Nothing else about
-them changes: not their names, their parameters, nor what wraps the modules inside.
+Five architectures share one Mamba-2 layer, except for what `ShardedFalconH1Mixer` overrides. `attach` gives
+these layers a class of this file. Without a shard it is the layer itself; with one it computes, from the
+layer's own modules and parameters, what the layer would compute for these tokens on the whole row. Names,
+parameters and whatever wraps the modules inside stay as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from se_model.recurrence import Mamba2Sizes, mamba2
 
 
 class ShardedMixer(nn.Module):
-    """What the classes below put before the one that transformers builds."""
+    """What the classes below add to the layer that transformers builds."""
 
     def forward(
         self,
@@ -42,8 +42,8 @@ class ShardedMixer(nn.Module):
         """hidden_states: [B, L, E], with a shard its own n tokens of each row. Returns the same shape.
 
         Raises:
-            ValueError: for a cache or padding beside a shard, and where the model was told of a shard that
-                does not arrive here.
+            ValueError: for a cache or padding beside a shard, and where the model was given a shard
+                that does not arrive here.
         """
         if shard is None:
             attachment: Attachment = getattr(self, MARK)

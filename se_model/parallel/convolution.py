@@ -1,4 +1,4 @@
-"""The convolution across shard boundaries: the last inputs of the rank before, as the state."""
+"""The convolution across shard boundaries: its state is the last inputs of the rank before."""
 
 from __future__ import annotations
 
