@@ -41,8 +41,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
 class DocumentBounds:
     """Where the documents of one packed row begin, and where the last one ends, as integers on the host.
 
-    Made once per batch and handed to every layer, so that no layer has to ask a device for a number. The
-    tensors below are made once per device. Wherever ``cu_seqlens`` is taken, this is taken too.
+    Made once per batch and handed to every layer, so that no layer has to ask a device for a number.
+    Wherever ``cu_seqlens`` is taken, this is taken too.
 
     Attributes:
         bounds: (0, ..., L), strictly increasing.
@@ -100,8 +100,7 @@ class DocumentBounds:
         bounds = tuple(cu_seqlens.tolist())
         _check_ends(bounds, bounds[-1] if length is None else length)
         documents = cls(bounds)
-        own = cu_seqlens.to(torch.int32, copy=True)
-        documents._on_device["cu_seqlens", own.device] = own
+        documents._on_device["cu_seqlens", cu_seqlens.device] = cu_seqlens.to(torch.int32)
         return documents
 
     @property
@@ -110,15 +109,16 @@ class DocumentBounds:
         return self.bounds[-1]
 
     def cu_seqlens(self, device: torch.device | str) -> Tensor:
-        """The bounds as a tensor: int32 [N + 1]."""
+        """The bounds as a tensor, made once per device: int32 [N + 1]."""
         return self._made("cu_seqlens", device, self._cu_seqlens)
 
     def index(self, device: torch.device | str) -> Tensor:
-        """The document that each token belongs to, counted from 0: int64 [L]."""
-        return self._made("index", device, self._index)
+        """The document that each token belongs to, counted from 0: int64 [L]; made at each call."""
+        tokens = torch.arange(self.length, device=device, dtype=torch.int32)
+        return torch.searchsorted(self.cu_seqlens(device), tokens, right=True) - 1
 
     def position_ids(self, device: torch.device | str) -> Tensor:
-        """The position of each token in its document, counted from 0: int64 [1, L]."""
+        """The position of each token in its document, made once per device: int64 [1, L], counted from 0."""
         return self._made("position_ids", device, self._position_ids)
 
     def _made(self, name: str, device: torch.device | str, make: Callable[[torch.device], Tensor]) -> Tensor:
@@ -131,10 +131,6 @@ class DocumentBounds:
 
     def _cu_seqlens(self, device: torch.device) -> Tensor:
         return torch.tensor(self.bounds, dtype=torch.int32, device=device)
-
-    def _index(self, device: torch.device) -> Tensor:
-        tokens = torch.arange(self.length, device=device, dtype=torch.int32)
-        return torch.searchsorted(self.cu_seqlens(device), tokens, right=True) - 1
 
     def _position_ids(self, device: torch.device) -> Tensor:
         starts = self.cu_seqlens(device)[self.index(device)]

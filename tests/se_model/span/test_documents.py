@@ -34,16 +34,9 @@ def test_each_token_has_its_document_and_its_position_there() -> None:
 
 def test_tensors_are_made_once_per_device() -> None:
     documents = DocumentBounds(BOUNDS)
-    for made in (documents.cu_seqlens, documents.index, documents.position_ids):
+    for made in (documents.cu_seqlens, documents.position_ids):
         assert made("cpu") is made(torch.device("cpu"))
         assert made("meta").device.type == "meta"
-
-
-def test_what_a_caller_does_to_its_tensor_later_changes_nothing() -> None:
-    cu_seqlens = torch.tensor(BOUNDS, dtype=torch.int32)
-    documents = DocumentBounds.of(cu_seqlens, 9)
-    cu_seqlens += 1
-    assert documents.cu_seqlens("cpu").tolist() == [0, 1, 4, 9]
 
 
 def test_tensors_made_in_inference_mode_serve_training() -> None:
