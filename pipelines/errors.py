@@ -33,7 +33,7 @@ class InterruptedRunError(EspanError):
 class InvalidKeyError(ValueError):
     """A value that a stage refuses, with the key that holds it.
 
-    Stages raise it from pydantic validators and from `Stage.check`; the recipe turns it into a `RecipeError`
+    Stages raise it from pydantic validators and from their checks; the recipe turns it into a `RecipeError`
     that names file and line.
 
     Args:

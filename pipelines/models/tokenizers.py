@@ -84,7 +84,7 @@ def local_tokenizer(reference: str) -> Path:
 
 
 def external_files(reference: str) -> tuple[str, ...]:
-    """Returns the places whose content decides what `reference` is, for `Stage.external_inputs`."""
+    """Returns the places whose content decides what `reference` is, for a stage's `external_inputs`."""
     place = str(builtin.builtin(reference)) if is_builtin(reference) else reference
     if storage.is_folder(place):  # of a model, as a rule, whose weights change no token
         return (storage.join(place, "*token*"),)
