@@ -17,6 +17,7 @@ from pipelines.recipe.parse import RecipeFile
 
 _PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "anything"}
 _PLAIN |= {type(None): "null", dict: "mapping"}
+_NAMES = {"HyLora": "HyLoRA", "DeepSpeed": "DeepSpeed", "NoMemory": "none", "Gpu": "GPU"}
 
 
 def recipe_reference(kinds: Mapping[str, StageKind]) -> str:
@@ -94,11 +95,11 @@ def _default(information: FieldInfo) -> str:
         return ""
     value = information.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", exclude_defaults=True) or "its own defaults"
-    return value if value == "its own defaults" else f"`{json.dumps(value)}`"
+        value = value.model_dump(mode="json", exclude_defaults=True) or "those of its table"
+    return value if value == "those of its table" else f"`{json.dumps(value)}`"
 
 
 def _name(section: type[BaseModel]) -> str:
     """Returns the heading of a class: its name in words, less what all such names end with."""
-    words = re.findall(r"[A-Z]+[a-z0-9]*", re.sub("(Section|Keys)$", "", section.__name__))
-    return " ".join(words).lower()
+    plain = re.sub("(Section|Keys)$", "", section.__name__)
+    return _NAMES.get(plain) or " ".join(re.findall(r"[A-Z]+[a-z0-9]*", plain)).lower()

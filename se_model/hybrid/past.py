@@ -12,8 +12,7 @@ from transformers import Cache
 
 from se_model.parallel import SequenceShard
 from se_model.parallel.convolution import inputs_before
-from se_model.parallel.state_space import state_before
-from se_model.recurrence import InitialState
+from se_model.recurrence import HandOver, InitialState
 
 
 class Past:
@@ -26,7 +25,7 @@ class Past:
     def keep_convolution_state(self, x: Tensor, context: int) -> None:
         """Keeps the last of the convolution's inputs x [B, L, C] for the tokens after."""
 
-    def initial_state(self) -> InitialState | None:
+    def initial_state(self, hand_over: HandOver) -> InitialState | None:
         """The recurrence's state before the first token, or what gives it."""
         return None
 
@@ -54,7 +53,7 @@ class CachedPast(Past):
         """Advances the cache."""
         self.cache.update_conv_state(x.transpose(1, 2), self.layer_idx, conv_kernel_size=context)
 
-    def initial_state(self) -> InitialState | None:
+    def initial_state(self, hand_over: HandOver) -> InitialState | None:
         """As the last call of ``keep_state`` left it; None before the first."""
         return self.cache.get_recurrent_state(self.layer_idx)
 
@@ -77,9 +76,9 @@ class ShardedPast(Past):
         """From the rank before."""
         return inputs_before(x, context, self.shard)
 
-    def initial_state(self) -> InitialState | None:
+    def initial_state(self, hand_over: HandOver) -> InitialState | None:
         """From all ranks before, once each has scanned its own tokens."""
-        return partial(state_before, self.shard)
+        return partial(hand_over, self.shard)
 
 
 def past_of(cache: Cache | None, shard: SequenceShard | None, layer_idx: int) -> Past:

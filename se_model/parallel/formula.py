@@ -89,7 +89,7 @@ def span_attention(
     backward: the gradients of the keys and values that a rank sent, in float32 or wider: on average over the
         ranks as many numbers as it received; one whose blocks everybody chose receives up to P - 1 times its
         share of those. The choice itself has no gradient, so nothing returns to the summaries.
-    A chunk on two ranks adds what `chunks_on_two_ranks` says, and the queries of less than a block.
+    A chunk on two ranks adds the keys and values of up to M - 1 tokens, and the queries of less than a block.
     """
     if share.ranks == 1:
         return Volume()
@@ -106,18 +106,6 @@ def span_attention(
         summaries + asked + queries + tokens * heads.token_bytes(share.itemsize),
         tokens * heads.token_bytes(max(share.itemsize, STATE_BYTES)),
     )
-
-
-def chunks_on_two_ranks(share: Share, heads: Heads, chunk_size: int) -> Volume:
-    """Keys and values of a chunk's tokens on the rank before: M - 1 tokens at most.
-
-    None where chunks end with the shards: in rows that are not packed, if n is a multiple of M. It is all
-    that attention without memory exchanges. backward: their gradients.
-    """
-    if not _chunks_straddle(share, chunk_size):
-        return Volume()
-    moved = share.rows * (chunk_size - 1) * heads.token_bytes(share.itemsize)
-    return Volume(moved, moved)
 
 
 def _chunks_straddle(share: Share, chunk_size: int) -> bool:
@@ -150,10 +138,13 @@ def ulysses_attention(share: Share, heads: Heads) -> Volume:
 
 
 def window_attention(share: Share, heads: Heads, window: int) -> Volume:
-    """A sliding window of W tokens: the W - 1 tokens before a rank's first, where there are so many."""
+    """A sliding window of W tokens: the W - 1 tokens before a rank's first, from the rank before.
+
+    A window that reaches beyond that rank is served as full attention is: all other ranks' tokens.
+    """
     if share.ranks == 1:
         return Volume()
-    before = min(window - 1, share.tokens - share.own_tokens)
+    before = window - 1 if window - 1 <= share.own_tokens else share.tokens - share.own_tokens
     moved = share.rows * before * heads.token_bytes(share.itemsize)
     return Volume(moved, moved)
 

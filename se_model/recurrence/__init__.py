@@ -8,11 +8,12 @@ them; ``decoders.py`` says which layers of any decoder are recurrent, and what t
 
 from se_model.recurrence.convolution import CausalConv1d, causal_convolution
 from se_model.recurrence.mamba2 import Mamba2Sizes, mamba2, ssd_chunked, ssd_naive
-from se_model.recurrence.protocol import Carried, InitialState
+from se_model.recurrence.protocol import Carried, HandOver, InitialState
 
 __all__ = [
     "Carried",
     "CausalConv1d",
+    "HandOver",
     "InitialState",
     "Mamba2Sizes",
     "causal_convolution",

@@ -11,10 +11,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-InitialState = Tensor | Callable[[Tensor, Tensor], Tensor]
-"""The state before the first token, in the shape that its kind of recurrence gives it; or what gives that
-state, once told two things: the state that these tokens leave when they start from zero, and the log of what
-they leave of a state before them, float64 (as if no document began among them)."""
+HandOver = Callable[..., Tensor]
+"""How a kind of recurrence hands its state from rank to rank: given a rank's shard, and then what the kind
+knows of its own tokens, it returns the state before the first of them. Mamba-2's is
+`se_model.parallel.state_space.state_before`, which is told the state that the tokens leave when they start
+from zero and the log of what they leave of a state before them."""
+
+InitialState = Tensor | Callable[..., Tensor]
+"""The state before the first token, in the shape that its kind of recurrence gives it; or the kind's
+hand-over with the shard filled in, to be told of these tokens (as if no document began among them)."""
 
 
 class Carried(Protocol):
@@ -28,8 +33,11 @@ class Carried(Protocol):
         """Keeps the last of the convolution's inputs x [B, L, C] for the tokens after."""
         ...
 
-    def initial_state(self) -> InitialState | None:
-        """The recurrence's state before the first token, or what gives it; None for zeros."""
+    def initial_state(self, hand_over: HandOver) -> InitialState | None:
+        """The recurrence's state before the first token, or what gives it; None for zeros.
+
+        hand_over: of this kind of recurrence; asked where other ranks hold what came before.
+        """
         ...
 
     def keep_state(self, state: Tensor) -> None:

@@ -23,10 +23,10 @@ class Scoring(Section):
     Attributes:
         attention: what the attention layers compute while the model is scored.
         recall: needle recall; trials are ordered by it, so it cannot be left out.
-        perplexity: perplexity by length, or None.
+        perplexity: perplexity by length; left out, it is not measured.
         bos: as in an evaluate stage.
         tokens_per_batch: tokens that go through the model together, at most.
-        precision: of the weights and the arithmetic; see `EvaluateKeys`.
+        precision: as in an evaluate stage.
     """
 
     attention: Attention = FullSection()

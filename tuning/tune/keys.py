@@ -20,7 +20,7 @@ class TuneKeys(StudyKeys):
     Attributes:
         space: dotted key of the training (`attention.top_k`) -> the values to try. Combinations that make no
             valid training (a chunk that is not a multiple of the block) are left out.
-        trials: how many combinations to try, drawn without repetition; None: all of them.
+        trials: how many combinations to try, drawn without repetition; default: all.
     """
 
     space: Annotated[dict[str, Candidates], Field(min_length=1)]

@@ -20,7 +20,7 @@ class RecallSection(Section):
     Attributes:
         lengths: tokens in a prompt, its questions and answers included.
         samples: prompts of each task at each length.
-        tasks: see `pipelines.needles`.
+        tasks: RULER's needle tasks in miniature: one needle, one of many, many of many, and chains of keys.
         tokenizer: tokenizer of the prompts; default: the model's own.
     """
 
@@ -87,8 +87,8 @@ class EvaluateKeys(StageKeys):
     Attributes:
         model: a train stage, `builtin:tiny`, a folder or a hub name.
         attention: what the attention layers compute while the model is scored.
-        recall: needle recall, or None.
-        perplexity: perplexity by length, or None.
+        recall: needle recall; left out, it is not measured.
+        perplexity: perplexity by length; left out, it is not measured.
         bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
             their lengths include; `auto` does as the model's tokenizer does, or else as the perplexity data.
         workers: Ray tasks that score in parallel; default: as many as the cluster has room for. It does not

@@ -20,10 +20,10 @@ class NeedleDocuments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: Annotated[
-        int, Field(ge=16, description="words in a document, the needles and questions included")
+        int, Field(ge=16, description="length of a document in words, the needles and questions included")
     ]
     needles: Annotated[
-        int, Field(ge=1, description="keys with a value of their own, at most; at least one")
+        int, Field(ge=1, description="the most keys with a value of their own in a document")
     ] = 8
     questions: Annotated[int, Field(ge=0, description="how often a value is asked for")] = 4
     links: Annotated[int, Field(ge=0, description="keys that take their value from another key")] = 0

@@ -32,9 +32,9 @@ class PathSource(Section):
 
     Attributes:
         path: a file, a folder (everything below it whose ending is known) or a pattern; a path or an fsspec
-            URL. See `pipelines.system.listing`.
+            URL. Hidden files and what editors leave behind are skipped.
         text: the field of a JSON object or Parquet row that holds the document.
-        weight: this source's share of all drawn tokens, see `PrepareKeys`.
+        weight: this source's share of all drawn tokens; see `sources`.
         encoding: of text and JSON: any of Python's, or `auto`: by the byte-order mark, else UTF-8 and, where
             a document is not valid UTF-8, Latin-1.
     """
@@ -58,7 +58,7 @@ class NeedlesSource(Section):
     Attributes:
         needles: what a document looks like.
         documents: how many to generate.
-        weight: this source's share of all drawn tokens, see `PrepareKeys`.
+        weight: this source's share of all drawn tokens; see `sources`.
     """
 
     needles: NeedleDocuments
@@ -94,7 +94,7 @@ class PrepareKeys(StageKeys):
             does by itself.
         holdout: the share of each source's tokens to set aside, in whole documents, in shards of their own
             below `holdout/`.
-        rows_per_shard: rows of a shard file; None: 32 MiB of tokens.
+        rows_per_shard: rows of a shard file; default: 32 MiB of tokens.
     """
 
     sources: tuple[Source, ...]

@@ -85,8 +85,8 @@ class Resources(Section):
     Attributes:
         cpus: logical CPUs, and with it threads; by default one, or its share where a local machine has fewer
             cores than workers.
-        gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs, else none
-            (see `pipelines.system.worker_resources`). 0 computes on CPUs.
+        gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs, else none.
+            0 computes on CPUs.
     """
 
     cpus: PositiveFloat | None = None
@@ -127,10 +127,10 @@ class TrainKeys(StageKeys):
         hylora: which parameters train; all of them if it is left out.
         steps: optimizer updates.
         tokens_per_step: tokens that go into one update, over all workers.
-        micro_batch_rows: rows that one worker runs through the model together.
-        workers: Ray Train workers; each holds a share of every step's rows.
-        context_parallel: workers that share each row, equal parts of it; divides `workers`. A row then needs
-            as much memory per worker as a row of that fraction of its length.
+        micro_batch_rows: rows that go through the model together, on one worker or one group of them.
+        workers: Ray Train workers; each, or each group of `context_parallel`, gets a share of a step's rows.
+        context_parallel: workers that share each row, equal parts of it; divides `workers`. A worker then
+            needs about as much memory as for a row of that fraction of the length.
         deepspeed: how training state is split over the workers.
         learning_rate: the peak learning rate; `schedule` says how it rises and falls.
         schedule: of the learning rate.
@@ -138,7 +138,7 @@ class TrainKeys(StageKeys):
         betas: AdamW's betas.
         clip: the largest norm of the gradients, which are scaled down to it; null for no limit.
         precision: of weights and arithmetic; with bf16 the optimizer keeps its own fp32 weights. `auto` is
-            bf16 on GPUs that have it, else fp32 (see `pipelines.system.precision`).
+            bf16 on GPUs that support it, else fp32.
         activation_checkpointing: recompute activations in the backward pass instead of keeping them.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         keep_checkpoints: how many of the newest checkpoints are kept.

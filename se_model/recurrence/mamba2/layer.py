@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from se_model.parallel.state_space import state_before
 from se_model.recurrence.mamba2.chunked import ssd_chunked
 from se_model.recurrence.protocol import Carried
 from se_model.span.documents import DocumentBounds
@@ -82,7 +83,7 @@ def mamba2(
         B.unflatten(-1, (sizes.groups, sizes.state_size)),
         C.unflatten(-1, (sizes.groups, sizes.state_size)),
         chunk_size=sizes.chunk_size,
-        initial_state=carried.initial_state(),
+        initial_state=carried.initial_state(state_before),
         cu_seqlens=documents,
     )
     carried.keep_state(state)

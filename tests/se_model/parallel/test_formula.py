@@ -8,7 +8,6 @@ from se_model.parallel.formula import (
     Heads,
     Share,
     Volume,
-    chunks_on_two_ranks,
     convolution,
     full_attention,
     ring_attention,
@@ -42,10 +41,6 @@ def test_no_block_arrives_twice() -> None:
 
 
 def test_a_chunk_on_two_ranks_brings_the_keys_before_the_shard() -> None:
-    assert chunks_on_two_ranks(SHARE, HEADS, 256) == Volume()
-    packed = chunks_on_two_ranks(replace(SHARE, packed=True), HEADS, 256)
-    assert packed == chunks_on_two_ranks(SHARE, HEADS, 768) or packed.forward == 255 * TOKEN
-    assert chunks_on_two_ranks(SHARE, HEADS, 768).forward == 767 * TOKEN
     straddling, aligned = (
         span_attention(replace(SHARE, packed=packed), HEADS, **SPAN) for packed in (True, False)
     )
@@ -62,6 +57,9 @@ def test_peers_move_all_keys_or_all_heads() -> None:
 
 def test_a_window_reaches_as_far_as_there_are_tokens() -> None:
     assert window_attention(SHARE, HEADS, 101).forward == 100 * TOKEN
+    assert window_attention(SHARE, HEADS, 1025).forward == 1024 * TOKEN
+    # Beyond the rank before, keys are gathered from all.
+    assert window_attention(SHARE, HEADS, 1026).forward == 3 * 1024 * TOKEN
     assert window_attention(SHARE, HEADS, 10**6).forward == 3 * 1024 * TOKEN
 
 

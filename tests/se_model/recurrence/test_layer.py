@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence import InitialState, Mamba2Sizes, causal_convolution, mamba2
+from se_model.recurrence import HandOver, InitialState, Mamba2Sizes, causal_convolution, mamba2
 from se_model.span.documents import DocumentBounds
 from tests.tolerances import F64
 
@@ -28,7 +28,7 @@ class Kept:
         before = x.new_zeros(x.shape[0], context, x.shape[2]) if self.inputs is None else self.inputs
         self.inputs = torch.cat([before, x], dim=1)[:, -context:]
 
-    def initial_state(self) -> InitialState | None:
+    def initial_state(self, hand_over: HandOver) -> InitialState | None:
         return self.state
 
     def keep_state(self, state: Tensor) -> None:
