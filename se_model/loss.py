@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from se_model.recurrence.decoders import handles_packing, recurrent_layers, refuse_without_shards
+from se_model.recurrence.decoders import packing_refusal, refuse_without_shards
 from se_model.span.documents import DocumentBounds, Documents, document_bounds
 
 if TYPE_CHECKING:
@@ -185,11 +185,8 @@ def head_of(causal_lm: PreTrainedModel) -> Head:
 
 
 def _packing_arguments(decoder: nn.Module, input_ids: Tensor, documents: DocumentBounds) -> dict[str, Any]:
-    if not handles_packing(decoder) and (leaking := recurrent_layers(decoder)):
-        raise ValueError(
-            f"{type(decoder).__name__} would carry state across packed documents in {len(leaking)} modules "
-            f"(first: {leaking[0]}); give it one document per row, or concatenated text without cu_seqlens"
-        )
+    if refusal := packing_refusal(decoder, type(decoder).__name__):
+        raise ValueError(f"{refusal}; give it one document per row, or concatenated text without cu_seqlens")
     return {"cu_seqlens": documents, "position_ids": documents.position_ids(input_ids.device)}
 
 

@@ -1,4 +1,4 @@
-"""The kinds of stage that this package adds to `pipelines.kinds`."""
+"""The kinds of stage of this package, which the `espan` command adds to those of `pipelines.kinds`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _FOLDER = "path/to/this/folder"
 
 
 @dataclass(frozen=True)
-class Check:
+class Proof:
     """How far the written model's logits are from the trained model's, how large those are, and its class."""
 
     largest_difference: float
@@ -34,7 +34,7 @@ def model_card(
     source: ModelSource,
     stage: ExportKeys,
     context: Context,
-    check: Check,
+    check: Proof,
     beginning: str | None = None,
 ) -> str:
     """Returns the card as Markdown, with the front matter that the model hub reads.
@@ -163,7 +163,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _checked(form: Form, check: Check) -> str:
+def _checked(form: Form, check: Proof) -> str:
     what = "checkpoint" if form == "merged" else "adapter, over its base,"
     return (
         f"This {what} was read again, and its logits compared with those of the model as it was trained, in "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.context import Context
 from pipelines.errors import EspanError
-from pipelines.export.card import Check, model_card
+from pipelines.export.card import Proof, model_card
 from pipelines.export.memory import PROBE_ROWS, PROBE_TOKENS
 from pipelines.models.bos import own_bos
 from pipelines.models.files import is_place, local_folder
@@ -133,10 +133,10 @@ def _name_base(path: Path, base: str) -> None:
 
 def _verify(
     form: Form, source: ModelSource, dtype: torch.dtype, folder: Path, expected: Tensor, whole: bool
-) -> Check:
+) -> Proof:
     written = ModelSource(str(folder)) if form == "merged" else ModelSource(source.base, adapter=str(folder))
     again = load_model(written) if whole else open_adapted(written, torch.float32)
-    check = Check(
+    check = Proof(
         largest_difference=float((probe_logits(again) - expected).abs().max()),
         largest_logit=float(expected.abs().max()),
         model_class=type(open_base(written, torch.float32).model).__name__,

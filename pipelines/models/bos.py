@@ -7,19 +7,14 @@ a tokenizer is what `tokenizer(text)` does, that is, its post-processor.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import EspanError
+from pipelines.recipe.keys.common import BosChoice
 
 if TYPE_CHECKING:
     from tokenizers.processors import PostProcessor
     from transformers import PreTrainedTokenizerFast
-
-Choice = Literal["auto"] | bool
-# Left out of records at its default, so that stages finished before this key existed stay finished.
-BosKey = Annotated[Choice, Field(exclude_if=lambda choice: choice == "auto")]
 
 
 def own_bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
@@ -34,7 +29,7 @@ def declared_bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return None if named is None else int(tokenizer.convert_tokens_to_ids(str(named)))
 
 
-def chosen_bos(tokenizer: PreTrainedTokenizerFast, choice: Choice, reference: str) -> int | None:
+def chosen_bos(tokenizer: PreTrainedTokenizerFast, choice: BosChoice, reference: str) -> int | None:
     """Returns the token that texts begin with, or None.
 
     Args:
@@ -94,7 +89,7 @@ def without_bos(tokenizer: PreTrainedTokenizerFast, definition: dict[str, Any]) 
     return {**definition, "post_processor": kept}
 
 
-def bos_text(tokenizer: PreTrainedTokenizerFast, bos: int | None, choice: Choice) -> str | None:
+def bos_text(tokenizer: PreTrainedTokenizerFast, bos: int | None, choice: BosChoice) -> str | None:
     """Says how texts begin and why, for `espan plan`; None for a tokenizer that knows no BOS token."""
     why = "as the tokenizer does by default" if choice == "auto" else f"bos: {str(choice).lower()}"
     if bos is not None:

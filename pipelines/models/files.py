@@ -103,7 +103,7 @@ def read_json(reference: str, name: str) -> Any:
     """Returns the content of a small JSON file of a model: in a folder, an object store or on the hub.
 
     Raises:
-        EspanError: it cannot be obtained, or no JSON object; the message names the file.
+        EspanError: it cannot be obtained, or is not a JSON object; the message names the file.
     """
     folder = reference if is_place(reference) else str(hub.fetch(reference, [name]))
     return ModelFiles.of(folder).json_object(name)

@@ -44,7 +44,7 @@ class ModelSource:
     Attributes:
         base: folder (path or fsspec URL), `builtin:` name or hub name of the full model; empty for a new one.
         adapter: folder of a PEFT adapter on top of the base.
-        tokenizer: reference for `models.tokenizers.load_tokenizer`; None when the model brings none.
+        tokenizer: reference for `tokenizers.load_tokenizer`; None when the model brings none.
         new: configuration of a `Mamba2HybridForCausalLM` that starts from random weights.
     """
 

@@ -35,10 +35,10 @@ class RecipeFile(Section):
     """The top level of a recipe.
 
     Attributes:
-        name: of the run, for people and dashboards.
+        name: the run's name, for people and dashboards.
         workspace: the folder, local or in an object store, below which every stage has one of its own;
             default: `runs/` and the name.
-        seed: of everything that is drawn at random.
+        seed: seed of all random draws.
         variables: values that `${name}` stands for elsewhere; `--set name=value` replaces one.
         stages: in the order in which they run: a name, and below it the kind and its keys.
     """

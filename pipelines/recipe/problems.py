@@ -34,7 +34,7 @@ class _Complaint:
 def validation_problems(
     error: ValidationError, model: type[BaseModel], value: Any, source: YamlSource, where: KeyPath
 ) -> list[str]:
-    """Returns one line per mistake in the mapping `value`, which was written at `where` and is no `model`."""
+    """Returns one line per mistake in the mapping `value`, written at `where` and not a valid `model`."""
     complaints = [_complaint(details, value) for details in error.errors()]
     kept = sorted(_of_the_likeliest_members(complaints), key=lambda one: source.line((*where, *one.key)))
     return [_line(complaint, model, source, where) for complaint in kept]

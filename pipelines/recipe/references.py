@@ -1,4 +1,4 @@
-"""How a recipe names a model or a tokenizer that is no path: `builtin:NAME`, or a name on the model hub."""
+"""How a recipe names a model or a tokenizer without a path: `builtin:NAME`, or a name on the model hub."""
 
 from __future__ import annotations
 

@@ -87,5 +87,11 @@ def _with_variables(schema: Any) -> Any:
 def _variable_or(schema: dict[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
     value = {key: each for key, each in schema.items() if key not in described}
-    plain = value.get("type") in _PLAIN or any(key in value for key in ("anyOf", "oneOf", "enum", "const"))
+    for each in (value, *value.get("anyOf", ())):
+        if "items" in each:
+            each["items"] = _variable_or(each["items"])
+        if "prefixItems" in each:
+            each["prefixItems"] = [_variable_or(item) for item in each["prefixItems"]]
+    choices = any(key in value for key in ("anyOf", "oneOf", "enum", "const", "pattern"))
+    plain = value.get("type") in _PLAIN or choices
     return {**described, "anyOf": [value, _A_VARIABLE]} if plain else schema

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.context import Context, StageOutput
 from pipelines.errors import EspanError, InterruptedRunError, one_line
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
-from pipelines.records import FINISHED, STARTED
+from pipelines.records import FAILURE_FILE, FINISHED, STARTED
 from pipelines.run.lineage import FileHashes, finished_record, started_record
 from pipelines.run.lock import WorkspaceLock, workspace_lock
 from pipelines.run.stages import runner_of
@@ -23,8 +23,6 @@ from pipelines.system import storage
 from pipelines.system.cluster_session import close_ray_session
 from pipelines.system.disk import write_problem
 from pipelines.system.progress import Progress
-
-FAILURE = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _run_stage(
         storage.write_json_atomic(storage.join(output, FINISHED), record)
     except Exception as error:
         raise _failure(stage.name, output, error) from error
-    storage.remove(storage.join(output, FAILURE))
+    storage.remove(storage.join(output, FAILURE_FILE))
     return record
 
 
@@ -161,7 +159,7 @@ def _failure(name: str, output: str, error: Exception) -> EspanError:
         return EspanError(f"stage '{name}': {one_line(cause)}")
     if problem := write_problem(error, output):
         return EspanError(f"stage '{name}': {one_line(problem)}")
-    place = storage.join(output, FAILURE)
+    place = storage.join(output, FAILURE_FILE)
     storage.write_text_atomic(place, "".join(traceback.format_exception(error)))
     lines = str(cause).strip().splitlines() or [""]
     # An error that crossed processes carries its traceback as text: the last line says what happened.

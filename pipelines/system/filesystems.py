@@ -14,7 +14,7 @@ _CHAINED = re.compile(r"::[A-Za-z][A-Za-z0-9+.-]*://")
 def filesystem(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the fsspec file system of a place, and the place as that file system spells it.
 
-    Only slashes have a meaning in a path or a key: `#`, `%` and `::` are ordinary, unless an
+    Only slashes have a meaning in a path or a key: `#`, `%` and `::` are ordinary, unless a
     URL follows the colons (`zip://a.txt::s3://bucket/b.zip`).
     """
     if not is_remote(place):

@@ -11,8 +11,8 @@ A process that wants an entry locks it. The first downloads it, beside its place
 whole; the others wait and find it. The kernel releases a lock when its process ends, however it ends, and the
 next goes on with the files that had arrived.
 
-Clean-up: before a download, entries that no process uses are removed after 30 days; and if the disk
-is too small for it, the least recently used ones. Resumed checkpoints are removed once they are read. The
+Clean-up: before a download, entries that no process has used for 30 days are removed and, if the disk is
+still too small, the least recently used ones. Resumed checkpoints are removed once they are read. The
 folder may be removed at any time when nothing runs.
 """
 

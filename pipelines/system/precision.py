@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 Settled = Literal["fp32", "bf16"]
-Precision = Literal["auto", "fp32", "bf16"]
 
 # By NVIDIA's table of compute capabilities (developer.nvidia.com/cuda-gpus): bf16 came with 8.0.
 _WITHOUT_BF16 = re.compile(
@@ -64,7 +63,7 @@ class Choice:
         return f"{self.precision}, {self.reason}{tf32}"
 
 
-def choose_precision(asked: Precision, workers: Reservation) -> Choice:
+def choose_precision(asked: Settled | Literal["auto"], workers: Reservation) -> Choice:
     """Returns the precision that `workers` compute in where a recipe asks for `asked`."""
     if asked != "auto":
         return Choice(asked, "as the recipe says")

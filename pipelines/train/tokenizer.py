@@ -14,7 +14,7 @@ from pipelines.train.plan.architecture import described_model
 
 
 def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
-    """Refuses data that was, or will be, tokenized differently from what the model's tokenizer does.
+    """Refuses data that was, or will be, tokenized with another tokenizer than the model's.
 
     A model without a tokenizer takes the data's, as far as it has embeddings for it.
 
@@ -24,11 +24,15 @@ def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
     if not isinstance(stage.model, str):
         return
     data = _tokenizer_of(stage.data, context)
+    if data is None:
+        return
     own: str | None
     if stage.model in context.earlier:  # which took the tokenizer of its own data
         trained = context.earlier[stage.model].keys
-        assert isinstance(trained, TrainKeys)  # check_model has seen to it
-        own = _tokenizer_of(trained.data, context).reference
+        theirs = _tokenizer_of(trained.data, context) if isinstance(trained, TrainKeys) else None
+        if theirs is None:
+            return
+        own = theirs.reference
     else:
         own = resolve_model(stage.model, {}).tokenizer
     try:
@@ -66,12 +70,13 @@ def refuse_other_tokenizer(own: str | None, model: str, data: TokenizerEntry, pl
         )
 
 
-def _tokenizer_of(data: str, context: CheckContext) -> TokenizerEntry:
+def _tokenizer_of(data: str, context: CheckContext) -> TokenizerEntry | None:
     """Returns what is known of the tokenizer of a prepare stage, which has no hash yet, or of shards."""
     if data not in context.earlier:
         return read_manifest(data).tokenizer
     prepared = context.earlier[data].keys
-    assert isinstance(prepared, PrepareKeys)
+    if not isinstance(prepared, PrepareKeys):
+        return None
     return TokenizerEntry(reference=prepared.tokenizer, sha256="", vocabulary_size=0, eos_token_id=None)
 
 

@@ -71,7 +71,9 @@ def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: 
 def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
     """Fills in what the call leaves out; returns whether a row of it holds several documents."""
     mask, positions = call.get("attention_mask"), call.get("position_ids")
-    cu_seqlens = call.get("cu_seqlens", call.get("cu_seq_lens_q"))  # the second is transformers' collator's
+    cu_seqlens = call.get("cu_seqlens")
+    if cu_seqlens is None:
+        cu_seqlens = call.get("cu_seq_lens_q")  # what transformers' own collator calls it
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")

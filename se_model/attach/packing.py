@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from se_model.loss import unwrap
-from se_model.recurrence.decoders import handles_packing, recurrent_layers
+from se_model.recurrence import decoders
 
 
 def packing_refusal(model: nn.Module) -> str | None:
@@ -15,10 +15,4 @@ def packing_refusal(model: nn.Module) -> str | None:
     """
     causal_lm = unwrap(model)
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    leaking = [] if handles_packing(decoder) else recurrent_layers(decoder)
-    if not leaking:
-        return None
-    return (
-        f"{type(causal_lm).__name__} would carry state across packed documents in {len(leaking)} modules "
-        f"(first: {leaking[0]})"
-    )
+    return decoders.packing_refusal(decoder, type(causal_lm).__name__)

@@ -40,6 +40,14 @@ def recurrent_layers(decoder: nn.Module) -> list[str]:
     ]
 
 
+def packing_refusal(decoder: nn.Module, name: str) -> str | None:
+    """Why a decoder, called `name` in the message, cannot keep packed documents apart; None where it can."""
+    leaking = [] if handles_packing(decoder) else recurrent_layers(decoder)
+    if not leaking:
+        return None
+    return f"{name} would carry state across packed documents in {len(leaking)} modules (first: {leaking[0]})"
+
+
 def refuse_without_shards(decoder: nn.Module) -> None:
     """Refuses a decoder with a layer that would see its own rank's tokens only.
 

@@ -12,7 +12,7 @@ import pytest
 from pipelines.errors import EspanError
 from pipelines.prepare.columns import contents
 from pipelines.recipe.keys.prepare import PathSource
-from tests.pipelines.prepare.test_read import read, reasons, texts
+from tests.pipelines.prepare.reading import read, reasons, texts
 
 VALUES = ["first", "naïve", None, "first", "", "last"]
 BYTES = [None if value is None else value.encode() for value in VALUES]

@@ -23,7 +23,7 @@ from pipelines.recipe.yaml_source import parse_yaml
 from pipelines.run.lineage import FileHashes, identify
 from pipelines.system import storage
 from pipelines.system.listing import BROKEN, HIDDEN, LOOP, NO_FILE, NOT_SEARCHED
-from tests.pipelines.prepare.test_read import read, texts
+from tests.pipelines.prepare.reading import read, texts
 
 LEAVINGS = [
     ".DS_Store",

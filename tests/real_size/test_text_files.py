@@ -23,7 +23,7 @@ from pipelines.prepare.check import check, plan
 from pipelines.prepare.read import Reject
 from pipelines.recipe.encodings import known_encoding
 from pipelines.recipe.keys.prepare import PathSource, PrepareKeys
-from tests.pipelines.prepare.test_read import read, reasons, texts
+from tests.pipelines.prepare.reading import read, reasons, texts
 
 DOCUMENTS = [
     "one",

@@ -6,12 +6,17 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import Attention, FullSection
 from pipelines.recipe.keys.common import BosKey, Precision
-from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
+from pipelines.recipe.keys.evaluate import (
+    EvaluateKeys,
+    PerplexitySection,
+    RecallSection,
+    check_sees_nothing_ahead,
+)
 from pipelines.recipe.keys.section import Section, StageKeys
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.recipe.path_keys import Reference
@@ -35,6 +40,11 @@ class Scoring(Section):
     bos: BosKey = "auto"
     tokens_per_batch: PositiveInt = 4096
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _sees_nothing_ahead(self) -> Scoring:
+        check_sees_nothing_ahead(self.attention)
+        return self
 
     def of(self, model: str) -> EvaluateKeys:
         """Returns the keys of an evaluation that scores `model` with one worker."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines.errors import InvalidKeyError
+from pipelines.recipe.keys.train import TrainKeys
 from tuning.study.keys import StudyKeys, absolute_change, with_changes
 
 Candidates = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -25,6 +26,16 @@ class TuneKeys(StudyKeys):
 
     space: Annotated[dict[str, Candidates], Field(min_length=1)]
     trials: PositiveInt | None = None
+
+    @classmethod
+    def decisive(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """As for every stage; but where the space has such a key, all of `train` counts.
+
+        Which combinations are valid may depend on the keys beside it, and so what each numbered trial is.
+        """
+        kept = super().decisive(keys)
+        varied = {key.split(".")[0] for key in keys["space"]}
+        return {**kept, "train": keys["train"]} if varied & TrainKeys.execution_keys else kept
 
     @model_validator(mode="after")
     def _every_value_is_possible(self) -> TuneKeys:

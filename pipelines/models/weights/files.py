@@ -100,8 +100,10 @@ class WeightFiles:
         try:
             with safe_open(file, framework="pt", backend="pread") as opened:
                 return {name: _described(file, name, opened.get_slice(name)) for name in opened.offset_keys()}
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise EspanError(f"{file} is not a safetensors file ({error}); download it again") from error
+        except OSError as error:
+            raise EspanError(f"{file} cannot be read: {error}") from error
 
 
 class _TorchFile:

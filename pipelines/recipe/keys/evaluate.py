@@ -69,6 +69,20 @@ class PerplexitySection(Section):
         return self.scored or min(self.lengths) // 2
 
 
+def check_sees_nothing_ahead(attention: Attention) -> None:
+    """Refuses attention by which an answer is seen before it is given.
+
+    Raises:
+        InvalidKeyError: names the key.
+    """
+    # selection: chunk looks at every query of a chunk, and the answers stand among them.
+    if attention.kind == "span" and attention.selection == "chunk":
+        raise InvalidKeyError(
+            "attention.selection",
+            "'chunk' lets later tokens decide what earlier ones see; scores need 'causal'",
+        )
+
+
 class WorkerResources(Section):
     """Resources of one worker.
 
@@ -118,12 +132,7 @@ class EvaluateKeys(StageKeys):
 
     @model_validator(mode="after")
     def _sees_nothing_ahead(self) -> EvaluateKeys:
-        # selection: chunk looks at every query of a chunk, and the answers stand among them.
-        if self.attention.kind == "span" and self.attention.selection == "chunk":
-            raise InvalidKeyError(
-                "attention.selection",
-                "'chunk' lets later tokens decide what earlier ones see; scores need 'causal'",
-            )
+        check_sees_nothing_ahead(self.attention)
         return self
 
     def references(self) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ class PrepareKeys(StageKeys):
             possible; `concatenate`: documents run into each other (the paper's).
         end_of_document: end each document with the tokenizer's end-of-document token.
         bos: begin each document with the tokenizer's beginning-of-sequence token; `auto`: if the tokenizer
-            does by itself.
+            does so by default.
         holdout: the share of each source's tokens to set aside, in whole documents, in shards of their own
             below `holdout/`.
         rows_per_shard: rows of a shard file; default: 32 MiB of tokens.

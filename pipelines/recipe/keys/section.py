@@ -62,7 +62,10 @@ class StageKeys(Section):
 
     @classmethod
     def decisive(cls, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those of dumped `keys` that decide what comes out: all but execution keys, at any depth."""
+        """Returns those of dumped `keys` that decide what comes out: all but execution keys.
+
+        Keys of a stage below a key of their own (`train: TrainKeys`) are looked at in the same way.
+        """
         nested = {
             name: information.annotation
             for name, information in cls.model_fields.items()

@@ -33,7 +33,7 @@ def bytes_of(text: str) -> int:
     """Returns an amount of memory, written with its unit: `80GiB`, `80 GB`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is not an amount of memory.
     """
     found = _AMOUNT.fullmatch(text)
     unit = None if found is None else _UNITS.get(found[2].upper())
@@ -133,7 +133,7 @@ class TrainKeys(StageKeys):
             needs about as much memory as for a row of that fraction of the length.
         deepspeed: how training state is split over the workers.
         learning_rate: the peak learning rate; `schedule` says how it rises and falls.
-        schedule: of the learning rate.
+        schedule: how the learning rate changes over the steps.
         weight_decay: weight decay of matrices; vectors (norms, biases) never decay.
         betas: AdamW's betas.
         clip: the largest norm of the gradients, which are scaled down to it; null for no limit.

@@ -20,7 +20,7 @@ def described_model(stage: TrainKeys, context: CheckContext) -> Described | None
     """Returns the model that `stage` trains; None if that is unknown before the run.
 
     Raises:
-        EspanError: the model cannot be obtained, or its config.json is no JSON object.
+        EspanError: the model cannot be obtained, or its config.json is not a JSON object.
     """
     if not isinstance(stage.model, str):
         return Described.new(stage.model.new)

@@ -9,13 +9,13 @@ import yaml
 
 from pipelines.context import Context, StageOutput
 from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
-from pipelines.export.card import Check, model_card
+from pipelines.export.card import Proof, model_card
 from pipelines.models.references import ModelSource
 from pipelines.recipe.keys.export import ExportKeys
 
 MakeStage = Callable[..., ExportKeys]
 MakeContext = Callable[[], Context]
-CHECK = Check(largest_difference=3.2e-6, largest_logit=17.25, model_class="Mamba2HybridForCausalLM")
+CHECK = Proof(largest_difference=3.2e-6, largest_logit=17.25, model_class="Mamba2HybridForCausalLM")
 HUB = ModelSource("state-spaces/mamba2attn-2.7b", adapter="/x", tokenizer="/x")
 
 

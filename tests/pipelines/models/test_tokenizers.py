@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models import builtin, hub
 from pipelines.models.tokenizers import check_tokenizer, load_tokenizer, tokenizer_hash
+from pipelines.recipe.references import BUILTIN_NAMES, BUILTIN_PREFIX
 
 
 @pytest.fixture
@@ -81,3 +82,8 @@ def test_a_name_is_refused_at_once_when_the_hub_does_not_answer(monkeypatch: pyt
 def test_an_unknown_builtin_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(InvalidKeyError, match="did you mean 'builtin:tiny'"):
         load_tokenizer("builtin:tinny")
+
+
+def test_every_name_that_ships_has_a_folder() -> None:
+    for name in BUILTIN_NAMES:
+        assert builtin.builtin(BUILTIN_PREFIX + name).is_dir()

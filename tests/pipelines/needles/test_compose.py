@@ -8,7 +8,9 @@ from transformers import AutoTokenizer
 
 from pipelines.models.builtin import builtin
 from pipelines.needles.compose import needle_document, recall_prompt, vocabulary, word_tokenizer
-from pipelines.recipe.keys.needles import RECALL_TASKS, NeedleDocuments
+from pipelines.needles.sentences import link, needle, question_about, word_count
+from pipelines.needles.words import KEYS
+from pipelines.recipe.keys.needles import MOST_KEYS, RECALL_TASKS, SENTENCE_WORDS, NeedleDocuments
 
 
 def stated_values(words: list[str]) -> dict[str, str]:
@@ -88,3 +90,9 @@ def test_the_shipped_tokenizer_is_the_vocabulary_of_the_documents() -> None:
     shipped = AutoTokenizer.from_pretrained(builtin("tiny"))
     assert shipped.get_vocab() == word_tokenizer().get_vocab()
     assert len(set(vocabulary())) == len(vocabulary()) == len(shipped) - 2
+
+
+def test_the_numbers_that_a_recipe_is_checked_by_are_those_of_the_sentences() -> None:
+    sentences = (needle("a", "0"), link("a", "b"), question_about("a", "0"))
+    assert {word_count(sentence) for sentence in sentences} == {SENTENCE_WORDS}
+    assert len(KEYS) == MOST_KEYS

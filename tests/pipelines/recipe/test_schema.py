@@ -43,6 +43,7 @@ def test_shipped_recipes_fit_the_schema_and_name_it(
         {"steps": "${steps}", "hylora": {"rank": "${rank}"}},
         {"model": {"new": {"hidden_size": 32}}},
         {"gpu": {"memory": "80GiB"}, "clip": None},
+        {"betas": [0.9, "${beta}"], "attention": {"kind": "span", "chunk_sizes": ["${size}", 64]}},
     ],
 )
 def test_what_a_recipe_may_say_fits(validator: jsonschema.Draft202012Validator, keys: dict[str, Any]) -> None:
