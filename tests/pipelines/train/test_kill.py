@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 from pipelines.train.job import TrainJob
