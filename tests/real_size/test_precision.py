@@ -30,6 +30,7 @@ from pipelines.system.progress import Progress
 from pipelines.system.worker_resources import Reservation, reserve
 from pipelines.train import run as trainer
 from pipelines.train.job import CHECKPOINTS_FOLDER, resolve_job, training_precision
+from pipelines.train.resources import reservation
 from pipelines.train.worker.checkpoints import COMMITTED, STATE_FILE, TrainState, checkpoint_name
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
 
@@ -174,7 +175,7 @@ def test_a_training_on_gpus_of_untold_type_starts_again_in_float32_where_one_has
     monkeypatch.setattr(trainer, "cluster_capacity", lambda: UNTOLD)
     monkeypatch.setattr(trainer, "run_workers", workers_with_an_old_gpu)
     said = io.StringIO()
-    result = trainer.train(make_stage(), context(tmp_path / "out", said))
+    result = trainer.run(make_stage(), context(tmp_path / "out", said))
     assert attempts == [("bf16", True), ("fp32", False)]
     assert result["precision"] == "fp32"
     assert "tuned: precision: fp32, Tesla T4 on node-1 has no bf16; TF32 off\n" in said.getvalue()
@@ -267,6 +268,6 @@ def test_without_a_cluster_a_plan_speaks_of_this_machine_and_imports_no_ray(
 
 
 def test_explicit_resources_decide_the_precision_too(make_stage: Callable[..., TrainKeys]) -> None:
-    workers = make_stage(resources={"gpus": 0}).reservation(UNTOLD)
+    workers = reservation(make_stage(resources={"gpus": 0}), UNTOLD)
     assert choose_precision("auto", workers).precision == "fp32"
     assert choose_precision("auto", reserve(2, None, 1.0, UNTOLD)).assumed
