@@ -207,7 +207,7 @@ def test_the_longest_folder_for_temporary_files_is_the_longest_that_holds_rays_s
 
 
 @pytest.mark.parametrize(
-    ("folder", "what"), [("nowhere", "no folder"), ("relative", "absolute"), ("file", "no folder")]
+    ("folder", "what"), [("nowhere", "not a folder"), ("relative", "absolute"), ("file", "not a folder")]
 )
 def test_a_folder_for_temporary_files_that_is_none_is_named(
     folder: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_session: None
