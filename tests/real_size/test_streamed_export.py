@@ -215,7 +215,7 @@ def this_machine() -> Iterator[None]:
 
 
 def free_memory(expected: float = 0.0) -> float:
-    """What tasks may still reserve, as soon as Ray, which learns of it late, says `expected`; at last anyway."""
+    """What tasks may still reserve; Ray learns of it late, so this waits a while for `expected`."""
     deadline = time.monotonic() + 20
     while abs((free := float(ray.available_resources()["memory"])) - expected) > MIB:
         if time.monotonic() > deadline:
