@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -92,11 +93,11 @@ def test_the_watch_finds_what_waits(ask: Callable[[torch.Tensor], object]) -> No
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("attention", ["unattached", *ATTENTIONS])
-@pytest.mark.parametrize("name", ["mamba2_hybrid", "llama"])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("mamba2_hybrid", "unattached"), *product(["mamba2_hybrid", "llama"], ATTENTIONS)],
+)
 def test_packed_rows(name: str, attention: str, checkpointing: bool) -> None:
-    if name == "llama" and attention == "unattached":
-        pytest.skip("transformers' own attention")
     model = model_of(name, ATTENTIONS.get(attention), checkpointing=checkpointing)
     documents = DocumentBounds(BOUNDS)
     run_watched(Watch(), model, lambda: causal_lm_loss(model, TOKENS, cu_seqlens=documents)[0])
