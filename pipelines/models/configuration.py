@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import EspanError
+from pipelines.errors import EspanError, one_line
 from pipelines.system import storage
 from pipelines.system.answers import remembered
 
@@ -121,7 +121,7 @@ def _written(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> EspanError:
-    return EspanError(f"{path} cannot be read: {' '.join(str(error).split())}")
+    return EspanError(f"{path} cannot be read: {one_line(error)}")
 
 
 def _contents(folder: Path) -> list[list[str]]:

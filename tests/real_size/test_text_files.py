@@ -1,4 +1,7 @@
-"""Text in any encoding, JSON in any layout, any compression: read in bounded memory, or rejected."""
+"""Text in any encoding, JSON in any layout, any compression: read in bounded memory, or rejected.
+
+Longer than most: one table after the other of what files hold, each with its test.
+"""
 
 from __future__ import annotations
 

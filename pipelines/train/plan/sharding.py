@@ -76,7 +76,7 @@ def check_architecture(stage: TrainKeys, packed_rows: bool, context: CheckContex
         except ValueError as error:
             raise InvalidKeyError("model", one_line(error)) from error
         except Exception as error:  # whatever an architecture makes of an odd configuration
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise InvalidKeyError(
                 "model", f"its config.json describes no model ({what}); correct it"
             ) from error

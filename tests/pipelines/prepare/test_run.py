@@ -1,4 +1,7 @@
-"""From sources to shards: the same bytes whatever the parallelism, no token lost, nothing half-done."""
+"""From sources to shards: the same bytes whatever the parallelism, no token lost, nothing half-done.
+
+Longer than most: every property is tried on the same small corpora, which are made here.
+"""
 
 from __future__ import annotations
 
