@@ -7,6 +7,7 @@ so that what passes here has met a server that says no.
 from __future__ import annotations
 
 import getpass
+import json
 import socket
 import subprocess
 import sys
@@ -47,6 +48,19 @@ pipeline = {kind}-server
 
 [app:{kind}-server]
 use = egg:swift#{kind}
+"""
+
+_RINGS = """
+import json, sys
+from swift.common.ring.builder import RingBuilder
+
+root, ports = sys.argv[1], json.loads(sys.argv[2])
+for kind, port in ports.items():
+    builder = RingBuilder(part_power=2, replicas=1, min_part_hours=1)
+    address = {"ip": "127.0.0.1", "port": port, "replication_ip": "127.0.0.1", "replication_port": port}
+    builder.add_dev({"region": 1, "zone": 1, "device": "disk", "weight": 1.0, "meta": "", **address})
+    builder.rebalance()
+    builder.get_ring().save(f"{root}/{kind}.ring.gz")
 """
 
 _PROXY_CONF = """
@@ -173,8 +187,9 @@ class SwiftProcesses:
         account, container, object_, proxy = free_ports(4)
         (self._root / "devices" / "disk").mkdir(parents=True)
         (self._root / "swift.conf").write_text(_SWIFT_CONF)
-        for kind, port in (("account", account), ("container", container), ("object", object_)):
-            self._write_ring(kind, port)
+        ports = {"account": account, "container": container, "object": object_}
+        self._write_rings(**ports)
+        for kind, port in ports.items():
             self._launch(kind, _BACKEND_CONF, port)
         self._launch("proxy", _PROXY_CONF, proxy)
         server = S3Server(f"http://127.0.0.1:{proxy}")
@@ -192,14 +207,9 @@ class SwiftProcesses:
                 process.kill()
                 process.wait()
 
-    def _write_ring(self, kind: str, port: int) -> None:
-        from swift.common.ring.builder import RingBuilder
-
-        builder = RingBuilder(part_power=2, replicas=1, min_part_hours=1)
-        address = {"ip": "127.0.0.1", "port": port, "replication_ip": "127.0.0.1", "replication_port": port}
-        builder.add_dev({"region": 1, "zone": 1, "device": "disk", "weight": 1.0, "meta": "", **address})
-        builder.rebalance()
-        builder.get_ring().save(str(self._root / f"{kind}.ring.gz"))
+    def _write_rings(self, **ports: int) -> None:
+        """Makes the rings in another process: importing Swift replaces a process's sockets (eventlet)."""
+        subprocess.run([sys.executable, "-c", _RINGS, str(self._root), json.dumps(ports)], check=True)
 
     def _launch(self, kind: str, template: str, port: int) -> None:
         configuration = self._root / f"{kind}-server.conf"
