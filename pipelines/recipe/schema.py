@@ -72,16 +72,10 @@ def recipe_schema(kinds: Mapping[str, StageKind]) -> dict[str, Any]:
     }
 
 
-def _with_variables(schema: Any) -> Any:
-    """Returns a schema in which `${name}` may stand for every value that is not text."""
-    if isinstance(schema, list):
-        return [_with_variables(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "properties" in schema:
-        properties = {name: _variable_or(value) for name, value in schema["properties"].items()}
-        return {**schema, "properties": properties}
-    return schema
+def _with_variables(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a mapping's schema in which `${name}` may stand for every value that is not text."""
+    properties = {name: _variable_or(value) for name, value in schema.get("properties", {}).items()}
+    return {**schema, "properties": properties}
 
 
 def _variable_or(schema: dict[str, Any]) -> dict[str, Any]:

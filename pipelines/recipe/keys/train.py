@@ -116,6 +116,16 @@ class Gpu(Section):
         return None if self.memory is None else bytes_of(self.memory)
 
 
+def divisors(number: int) -> list[int]:
+    """Returns what divides `number`, ascending."""
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def nearest_of(wanted: int, choices: list[int]) -> int:
+    """Returns the choice nearest to `wanted`, the first of several."""
+    return min(choices, key=lambda each: abs(each - wanted))
+
+
 class TrainKeys(StageKeys):
     """The keys below `train:`.
 
@@ -216,8 +226,7 @@ class TrainKeys(StageKeys):
             InvalidKeyError: names the nearest value that divides them.
         """
         if self.workers % self.context_parallel:
-            divisors = [each for each in range(1, self.workers + 1) if self.workers % each == 0]
-            nearest = min(divisors, key=lambda each: abs(each - self.context_parallel))
+            nearest = nearest_of(self.context_parallel, divisors(self.workers))
             raise InvalidKeyError(
                 "context_parallel",
                 f"{self.context_parallel} does not divide workers ({self.workers}), which are dealt to rows "

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, one_line
 from pipelines.models.fitting import attention_config, hylora_config
+from pipelines.recipe.keys.train import TrainKeys, divisors, nearest_of
 from pipelines.system.answers import remembered
 from pipelines.train.plan.architecture import described_model, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-    from pipelines.recipe.keys.train import TrainKeys
 
 KEY = "context_parallel"
 
@@ -39,7 +38,7 @@ def check_rows(stage: TrainKeys, sequence_length: int, packed: bool) -> None:
     row = f"a row of {tokens} tokens"
     if tokens != sequence_length:
         row = f"{row} ({stage.micro_batch_rows} packed rows of {sequence_length}, joined)"
-    fitting = [each for each in _divisors(stage.workers) if each == 1 or tokens % (each * unit) == 0]
+    fitting = [each for each in divisors(stage.workers) if each == 1 or tokens % (each * unit) == 0]
     if ranks * largest > tokens:
         raise InvalidKeyError(
             KEY,
@@ -52,7 +51,7 @@ def check_rows(stage: TrainKeys, sequence_length: int, packed: bool) -> None:
         raise InvalidKeyError(
             KEY,
             f"{ranks} workers cannot share {row} in equal numbers of {whole}; use {KEY}: "
-            f"{_nearest(ranks, fitting)}, or rows of a multiple of {ranks * unit} tokens",
+            f"{nearest_of(ranks, fitting)}, or rows of a multiple of {ranks * unit} tokens",
         )
 
 
@@ -140,11 +139,3 @@ def _parallel_kinds() -> list[str]:
 
 def _attention(stage: TrainKeys, context: CheckContext) -> list[Any]:
     return [stage.attention.model_dump(mode="json"), context.seed]
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _nearest(wanted: int, choices: list[int]) -> int:
-    return min(choices, key=lambda each: abs(each - wanted))
