@@ -16,7 +16,7 @@ from se_model.span.operator import se_attention
 from se_model.span.options import SpanOptions
 from se_model.span.protocol import Attention
 from se_model.span.schedule import as_chunk_sizes, counter_hash, draw_chunk_size
-from se_model.span.selection import rank_blocks
+from se_model.span.selection.ranking import rank_blocks
 
 
 def random_memory_attention(

@@ -78,11 +78,15 @@ def span_attention(
     top_k: int,
     summary: str = "attention",
     refresh: int | None = None,
+    sums: bool = True,
 ) -> Volume:
     """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
 
     forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the blocks' summaries and the chunks' sums of queries
-        (G instead of H for the summary "mean_key"); 2 * G * D * itemsize for each token of
+        (G instead of H for the summary "mean_key", 2 G for "key_bounds", which travel in `itemsize` bytes);
+        if the choice is not made by ``sums`` of all queries (`SpanOptions.sums`), no n / M, but the queries
+        that judge and lie on a neighbour: `refresh` under "causal" selection, else the M - 1 that a chunk on
+        two ranks may have there; 2 * G * D * itemsize for each token of
         min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
         twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
         ranks). Under "causal" selection `refresh` tokens choose together instead of M.
@@ -95,11 +99,16 @@ def span_attention(
         return Volume()
     others = share.ranks - 1
     blocks, choices = (-(-share.own_tokens // size) for size in (block_size, refresh or chunk_size))
-    summary_heads = heads.key_value if summary == "mean_key" else heads.query
-    summaries = share.rows * others * (blocks + choices) * summary_heads * heads.size * STATE_BYTES
+    heads_of = {"attention": heads.query, "mean_key": heads.key_value, "key_bounds": 2 * heads.key_value}
+    numbers = share.rows * others * heads_of[summary] * heads.size
+    summaries = numbers * blocks * (share.itemsize if summary == "key_bounds" else STATE_BYTES)
+    shared = chunk_size - 1 if _chunks_straddle(share, chunk_size) else 0
+    if sums:
+        summaries += numbers * choices * STATE_BYTES
+    else:
+        summaries += share.rows * (refresh or shared) * heads.query * heads.size * share.itemsize
     retrieved = min(choices * top_k, others * blocks)
     asked = (others + share.rows * retrieved * heads.key_value) * ID_BYTES
-    shared = chunk_size - 1 if _chunks_straddle(share, chunk_size) else 0
     queries = share.rows * (block_size - 1) * heads.query * heads.size * share.itemsize if shared else 0
     tokens = share.rows * (retrieved * block_size + shared)
     return Volume(

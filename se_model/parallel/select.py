@@ -1,4 +1,8 @@
-"""Choosing memory blocks that lie on any rank: summaries are gathered, each rank chooses for its queries."""
+"""Choosing memory blocks that lie on any rank: summaries are gathered, each rank chooses for its queries.
+
+Queries that are summed travel as sums, from all to all. Others must stand together where they judge, on the
+rank that holds the first query of the choice; `judges.py` brings it what a neighbour holds.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,14 @@ import torch
 from torch import Tensor
 
 from se_model.parallel.group import ContextParallelGroup
+from se_model.parallel.judges import decided_choices, with_judges
 from se_model.parallel.span_plan import RankPlan
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
-from se_model.span.selection import rank_blocks, relevance, sum_queries, summarise
+from se_model.span.selection.choose import judge
+from se_model.span.selection.ranking import rank_blocks
+from se_model.span.selection.relevancy import relevance, share_sums
+from se_model.span.selection.summaries import sum_queries, summarise, summary_dtype, summary_heads
 
 
 @torch.no_grad()
@@ -28,24 +36,81 @@ def choose_in_parallel(
     if width == 0:
         return chosen
     with torch.autocast(q.device.type, enabled=False):
-        sums = _own_sums(q, plan)
         summaries = _own_summaries(q, block_head, k, v, plan, options)
-        if summaries.shape[1] != sums.shape[1]:
-            sums = sums.unflatten(1, (summaries.shape[1], -1)).sum(2)
-        all_summaries, all_sums = _gather(summaries, sums, group, plans, layout)
-        if options.causal:
-            all_sums = all_sums.roll(1, dims=2)  # what a document's first choice gets so is never looked at
-        ids = _choose(all_sums, all_summaries, k.shape[1], layout, plan, width)
+        if options.sums:
+            ids = _choose_by_sums(q, summaries, k.shape[1], group, layout, plans, options, width)
+        else:
+            summaries = _side_by_side(summaries, [len(each.blocks) for each in plans], group)
+            ids = _choose_by_judges(q, summaries, k.shape[1], group, layout, plans, options, width)
     ids = agree_on_shared(ids, group, plans)
     first = plan.choices.start - plan.first_choice
     chosen[:, :, first : first + len(plan.choices)] = ids
     return chosen
 
 
-def _own_sums(q: Tensor, plan: RankPlan) -> Tensor:
-    """What the shard's queries add to the sum of each of its choices: [B, H, choices, D]."""
+def _choose_by_sums(
+    q: Tensor, summaries: Tensor, groups: int, group: ContextParallelGroup, layout: Layout,
+    plans: tuple[RankPlan, ...], options: SpanOptions, width: int,
+) -> Tensor:  # fmt: skip
+    """The shard's choices where queries are summed: a choice on two ranks adds up what both have of it."""
+    plan = plans[group.rank]
+    sums = _own_sums(q, plan, options)
+    if summaries.shape[1] != sums.shape[1]:
+        sums = share_sums(sums, summaries.shape[1], groups)
+    blocks, choices = [len(each.blocks) for each in plans], [len(each.choices) for each in plans]
+    if summaries.dtype == sums.dtype:
+        joined = torch.cat([_padded(summaries, max(blocks)), _padded(sums, max(choices))], dim=2)
+        gathered = group.all_gather(joined, purpose="summaries")
+        summaries = _unpadded(gathered[:, :, :, : max(blocks)], blocks)
+        parts = gathered[:, :, :, max(blocks) :]
+    else:
+        summaries = _side_by_side(summaries, blocks, group)
+        parts = group.all_gather(_padded(sums, max(choices)), purpose="summaries")
+    all_sums = sums.new_zeros(*sums.shape[:2], layout.choices, sums.shape[3])
+    for part, each in zip(parts, plans, strict=True):
+        all_sums[:, :, each.choices.start : each.choices.stop] += part[:, :, : len(each.choices)]
+    if options.causal:
+        all_sums = all_sums.roll(1, dims=2)  # what a document's first choice gets so is never looked at
+    return _choose(all_sums, summaries, groups, layout, plan, width)
+
+
+def _choose_by_judges(
+    q: Tensor, summaries: Tensor, groups: int, group: ContextParallelGroup, layout: Layout,
+    plans: tuple[RankPlan, ...], options: SpanOptions, width: int,
+) -> Tensor:  # fmt: skip
+    """The choices begun in the shard, judged by their queries, of which a neighbour may hold some.
+
+    summaries: of the whole row. A choice begun by the left neighbour is -1 here.
+    """
+    plan = plans[group.rank]
+    queries, first_token = with_judges(q[:, :, plan.head :], group, layout, plans, causal=options.causal)
+    shape = (q.shape[0], groups, len(plan.choices), width)
+    chosen = torch.full(shape, -1, dtype=torch.int64, device=q.device)
+    decided = decided_choices(plan)
+    for document in layout.documents:
+        judged = [
+            choice
+            for choice in range(layout.choices_of(document))
+            if document.first_choice + choice in decided and layout.candidates(choice)
+        ]
+        if not judged:
+            continue
+        choices = range(judged[0], judged[-1] + 1)
+        start = document.start + (choices.start - int(options.causal)) * layout.refresh - first_token
+        blocks = slice(document.first_block, document.first_block + layout.candidates(judged[-1]))
+        ids = judge(
+            queries[:, :, start : document.end - first_token], summaries[:, :, blocks], choices, document,
+            layout, options, groups, width,
+        )  # fmt: skip
+        place = document.first_choice + choices.start - plan.choices.start
+        chosen[:, :, place : place + len(choices)] = ids
+    return chosen
+
+
+def _own_sums(q: Tensor, plan: RankPlan, options: SpanOptions) -> Tensor:
+    """What the shard's queries add to the sum of each of its choices: [B, H or 2 H, choices, D]."""
     parts = [
-        sum_queries(q[:, :, document.start : document.end], plan.own.refresh)
+        sum_queries(q[:, :, document.start : document.end], plan.own.refresh, options)
         for document in plan.own.documents
     ]
     return torch.cat(parts, dim=2)[:, :, plan.choices.start - plan.first_choice :]
@@ -54,10 +119,10 @@ def _own_sums(q: Tensor, plan: RankPlan) -> Tensor:
 def _own_summaries(
     q: Tensor, block_head: Tensor, k: Tensor, v: Tensor, plan: RankPlan, options: SpanOptions
 ) -> Tensor:
-    """Summaries of the blocks that the rank owns, zeros for partial ones: [B, H or G, blocks, D]."""
+    """Summaries of the blocks that the rank owns, zeros for partial ones: [B, heads, blocks, D]."""
     size = options.block_size
-    heads = k.shape[1] if options.summary == "mean_key" else q.shape[1]
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    heads = summary_heads(options.summary, q.shape[1], k.shape[1])
+    dtype = summary_dtype(options.summary, k.dtype)
     summaries = torch.zeros(q.shape[0], heads, len(plan.blocks), q.shape[3], dtype=dtype, device=q.device)
     for document in plan.own.documents:
         first = max(document.first_block, plan.first_own_block)
@@ -74,25 +139,17 @@ def _own_summaries(
     return summaries
 
 
-def _gather(
-    summaries: Tensor, sums: Tensor, group: ContextParallelGroup, plans: tuple[RankPlan, ...], layout: Layout
-) -> tuple[Tensor, Tensor]:
-    """All ranks' summaries [B, heads, U, D] and sums of queries [B, heads, choices, D], by one all-gather."""
-    most_blocks = max(len(plan.blocks) for plan in plans)
-    most_choices = max(len(plan.choices) for plan in plans)
-    padded = [
-        torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[2]))
-        for x, most in ((summaries, most_blocks), (sums, most_choices))
-    ]
-    gathered = group.all_gather(torch.cat(padded, dim=2), purpose="summaries")
-    all_summaries = torch.cat(
-        [part[:, :, : len(plan.blocks)] for part, plan in zip(gathered, plans, strict=True)], dim=2
-    )
-    all_sums = sums.new_zeros(*sums.shape[:2], layout.choices, sums.shape[3])
-    for part, plan in zip(gathered, plans, strict=True):
-        own = part[:, :, most_blocks : most_blocks + len(plan.choices)]
-        all_sums[:, :, plan.choices.start : plan.choices.stop] += own
-    return all_summaries, all_sums
+def _side_by_side(own: Tensor, counts: list[int], group: ContextParallelGroup) -> Tensor:
+    """All ranks' summaries, [B, heads, U, D]; own: [B, heads, counts[rank], D]."""
+    return _unpadded(group.all_gather(_padded(own, max(counts)), purpose="summaries"), counts)
+
+
+def _padded(x: Tensor, most: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[2]))
+
+
+def _unpadded(gathered: Tensor, counts: list[int]) -> Tensor:
+    return torch.cat([part[:, :, :count] for part, count in zip(gathered, counts, strict=True)], dim=2)
 
 
 def _choose(

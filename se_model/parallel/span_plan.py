@@ -97,6 +97,12 @@ def _document_at(layout: Layout, token: int) -> Document:
     return layout.documents[bisect_right(layout.bounds, token) - 1]
 
 
+def document_of_choice(layout: Layout, choice: int) -> Document:
+    """The document that a choice belongs to."""
+    firsts = [document.first_choice for document in layout.documents]
+    return layout.documents[bisect_right(firsts, choice) - 1]
+
+
 def _choice_at(layout: Layout, token: int) -> int:
     document = _document_at(layout, token)
     return document.first_choice + (token - document.start) // layout.refresh

@@ -53,9 +53,6 @@ def _attention_volume(config: AttentionConfig, heads: Heads, share: Share) -> Vo
         # Of any chunk as much as may lie on the rank before, whether documents begin there or not.
         return window_attention(share, heads, max(as_chunk_sizes(config.chunk_sizes)))
     if isinstance(config, SpanConfig):
-        refresh = None
-        if config.selection == "causal":
-            refresh = config.refresh or config.block_size
         volumes = [
             span_attention(
                 share,
@@ -63,10 +60,12 @@ def _attention_volume(config: AttentionConfig, heads: Heads, share: Share) -> Vo
                 chunk_size=size,
                 block_size=config.block_size,
                 top_k=config.top_k,
-                summary=config.summary,
-                refresh=refresh,
+                summary=options.summary,
+                refresh=options.queries_per_choice if options.causal else None,
+                sums=options.sums,
             )
             for size in as_chunk_sizes(config.chunk_sizes)
+            for options in [config.options_of(size)]
         ]
         return max(volumes, key=lambda each: each.total)
     raise ValueError(

@@ -10,9 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from se_model.span import flash, fused, naive, outline, selection
+from se_model.span import flash, fused, naive, outline
 from se_model.span.flash_package import has_flash_attn
 from se_model.span.sdpa import backend as sdpa
+from se_model.span.selection.choose import choose_blocks
 from se_model.span.triton_package import has_triton, is_interpreting
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="flash",
             attend=flash.attend,
-            choose_blocks=selection.choose_blocks,
+            choose_blocks=choose_blocks,
             devices=frozenset({"cuda"}),
             dtypes=_HALVES,
             largest_head_dim=256,
@@ -138,7 +139,7 @@ BACKENDS: dict[str, Backend] = {
             package="flash-attn",
             installed=has_flash_attn,
         ),
-        Backend(name="sdpa", attend=sdpa.attend, choose_blocks=selection.choose_blocks),
+        Backend(name="sdpa", attend=sdpa.attend, choose_blocks=choose_blocks),
         Backend(name="naive", attend=naive.attend, choose_blocks=naive.choose_blocks),
     )
 }

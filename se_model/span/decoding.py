@@ -2,9 +2,9 @@
 
 Under causal selection the blocks of a group of ``refresh`` queries depend only on the group before it, so
 they can be chosen when that group is complete. Besides the cache, this needs the summaries of the complete
-blocks so far (O(U D)), the queries of the unfinished block (for its summary) and the sum of the current
-group's queries (which choose for the next group). A token then costs O((M + k S) D), the end of a group
-O(U D), the end of a block O(S^2 D); nothing but the cache itself grows with every token.
+blocks so far (O(U D)), the queries of the unfinished block (for its summary) and those of the current group
+(which choose for the next one). A token then costs O((M + k S) D), the end of a group O(U D) for each query
+that judges, the end of a block O(S^2 D); nothing but the cache itself grows with every token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
-from se_model.span.selection import rank_blocks, relevance, summarise
+from se_model.span.selection.choose import judge
+from se_model.span.selection.ranking import rank_blocks
+from se_model.span.selection.relevancy import relevance
+from se_model.span.selection.summaries import sum_all_queries, summarise, summary_dtype, summary_heads
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class DecodingState:
     Attributes:
         options: of the attention, the same for all tokens.
         length: tokens so far.
-        summaries: of the complete blocks so far, [B, H, U, D] ("attention") or [B, G, U, D] ("mean_key").
-        unfinished: queries of the block that is not complete yet, [B, H, length % S, D].
-        query_sum: of the current group of ``refresh`` queries, [B, H, D].
+        summaries: of the complete blocks so far, as ``selection.summaries.summarise`` returns them.
+        unfinished: queries of the block that is not complete yet, [B, H, length % S, D]; of summaries that
+            are made of keys alone, which the cache holds, none: [B, H, 0, D].
+        judges: of the current group of ``refresh`` queries: where all are summed, the sum so far,
+            [B, H or 2 H, 1, D]; else the queries, [B, H, length % refresh, D].
         blocks: what the next token's group retrieves, int64 [B, G, K], ascending.
         last_key: the last token's key, by which a cache is recognised, [B, G, D].
     """
@@ -39,7 +44,7 @@ class DecodingState:
     length: int
     summaries: Tensor
     unfinished: Tensor
-    query_sum: Tensor
+    judges: Tensor
     blocks: Tensor
     last_key: Tensor
 
@@ -74,15 +79,14 @@ def start_decoding(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Dec
     group = length // refresh
     with torch.autocast(q.device.type, enabled=False):
         summaries = _summarise(q[:, :, :whole], k[:, :, :whole], v[:, :, :whole], options)
-        current = _sum(q[:, :, group * refresh :])
-        judges = _sum(q[:, :, max(0, group - 1) * refresh : group * refresh])
+        judges = _judges(q[:, :, max(0, group - 1) * refresh : group * refresh], options)
         blocks = _choose(judges, summaries, group, options, k.shape[1])
     return DecodingState(
         options,
         length,
         summaries,
-        q[:, :, whole:].clone(),
-        current,
+        _kept(q[:, :, whole:], options),
+        _judges(q[:, :, group * refresh :], options),
         blocks,
         k[:, :, -1].clone(),
     )
@@ -148,48 +152,52 @@ def _take_in(q: Tensor, k: Tensor, v: Tensor, state: DecodingState) -> DecodingS
     """The state after tokens of one group. q: [B, H, n, D]; k, v hold all keys and values, these included."""
     options, size = state.options, state.options.block_size
     length = state.length + q.shape[2]
+    first, end = state.length // size * size, length // size * size
+    queries = torch.cat([state.unfinished, q], dim=2) if options.summary == "attention" else q
     with torch.autocast(q.device.type, enabled=False):
-        queries = torch.cat([state.unfinished, q], dim=2)
-        whole = queries.shape[2] // size * size
-        summaries = state.summaries
-        if whole:
-            first = length - queries.shape[2]
-            tokens = slice(first, first + whole)
-            fresh = _summarise(queries[:, :, :whole], k[:, :, tokens], v[:, :, tokens], options)
+        summaries, blocks = state.summaries, state.blocks
+        if end > first:
+            fresh = _summarise(queries[:, :, : end - first], k[:, :, first:end], v[:, :, first:end], options)
             summaries = torch.cat([summaries, fresh], dim=2)
-        query_sum, blocks = state.query_sum + _sum(q), state.blocks
+        judges = _judges(q, options)
+        judges = state.judges + judges if options.sums else torch.cat([state.judges, judges], dim=2)
         group, rest = divmod(length, options.queries_per_choice)
         if rest == 0:
-            blocks = _choose(query_sum, summaries, group, options, k.shape[1])
-            query_sum = torch.zeros_like(query_sum)
+            blocks = _choose(judges, summaries, group, options, k.shape[1])
+            judges = _judges(q[:, :, :0], options)
     return DecodingState(
         options,
         length,
         summaries,
-        queries[:, :, whole:].clone(),
-        query_sum,
+        _kept(queries[:, :, end - first :] if end > first else queries, options),
+        judges,
         blocks,
         k[:, :, length - 1].clone(),
     )
 
 
+def _kept(unfinished: Tensor, options: SpanOptions) -> Tensor:
+    """A copy of the unfinished block's queries, of none where its summary will not need them."""
+    return (unfinished if options.summary == "attention" else unfinished[:, :, :0]).clone()
+
+
+def _judges(q: Tensor, options: SpanOptions) -> Tensor:
+    """What is kept of queries of a group, for them to judge when it is complete. q: [B, H, n, D]."""
+    return sum_all_queries(q, options) if options.sums else q.clone()
+
+
 def _summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     """Summaries of complete blocks, or of none. q: [B, H, U * S, D]; k, v: [B, G, U * S, D]."""
-    if q.shape[2] == 0:
-        of = q if options.summary == "attention" else k
-        return of.new_empty(of.shape, dtype=torch.promote_types(q.dtype, torch.float32))
-    return summarise(q, k, v, options)
-
-
-def _sum(q: Tensor) -> Tensor:
-    """[B, H, n, D] -> [B, H, D], in float32 or wider."""
-    return q.sum(2, dtype=torch.promote_types(q.dtype, torch.float32))
+    if k.shape[2]:
+        return summarise(q, k, v, options)
+    heads = summary_heads(options.summary, q.shape[1], k.shape[1])
+    return k.new_empty(k.shape[0], heads, 0, k.shape[3], dtype=summary_dtype(options.summary, k.dtype))
 
 
 def _choose(judges: Tensor, summaries: Tensor, group: int, options: SpanOptions, heads: int) -> Tensor:
-    """What a group retrieves, given the sum of the queries before it.
+    """What a group retrieves, given the queries of the group before it.
 
-    judges: [B, H, D]; summaries: [B, H or G, U, D]; heads: G -> int64 [B, G, K].
+    judges: what `_judges` kept of them; summaries: of all complete blocks; heads: G -> int64 [B, G, K].
     """
     refresh = options.queries_per_choice
     layout = Layout(options.chunk_size, options.block_size, refresh, (0, (group + 1) * refresh))
@@ -197,5 +205,10 @@ def _choose(judges: Tensor, summaries: Tensor, group: int, options: SpanOptions,
     width = min(options.top_k, candidates)
     if width == 0:
         return torch.empty(judges.shape[0], heads, 0, dtype=torch.int64, device=judges.device)
-    relevancy = relevance(judges[:, :, None], summaries[:, :, :candidates], heads)
-    return rank_blocks(relevancy, layout.documents[0], layout, width, group)[:, :, 0]
+    document, summaries = layout.documents[0], summaries[:, :, :candidates]
+    if options.sums:
+        relevancy = relevance(judges, summaries, heads)
+        chosen = rank_blocks(relevancy, document, layout, width, group)
+    else:
+        chosen = judge(judges, summaries, range(group, group + 1), document, layout, options, heads, width)
+    return chosen[:, :, 0]

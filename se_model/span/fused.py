@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from se_model.span import selection
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
+from se_model.span.selection.choose import choose_blocks as choose_with_torch
 from se_model.span.strides import with_dense_rows
 from se_model.span.triton_package import is_interpreting
 
@@ -39,14 +39,16 @@ def attend(
 
 @torch.no_grad()
 def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
-    """The ids of the blocks that each choice retrieves; as ``se_model.span.selection.choose_blocks``."""
+    """The ids of the blocks that each choice retrieves; as ``selection.choose.choose_blocks``."""
     from se_model.span.kernels import launch
 
     width = min(options.top_k, layout.most_candidates)
     if width == 0:
         return torch.empty(*k.shape[:2], layout.choices, 0, dtype=torch.int64, device=k.device)
-    if not launch.can_choose(q, layout.block_size, width):
-        return selection.choose_blocks(q, k, v, layout, options)
+    if not launch.can_choose(q, layout.block_size, width) or not (
+        options.sums and options.summary != "key_bounds"
+    ):
+        return choose_with_torch(q, k, v, layout, options)
     q, k, v = (with_dense_rows(x) for x in (q, k, v))
     with torch.cuda.device_of(q):
         summaries = launch.summarise(q, k, v, layout, options, upcast=_upcast(q))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
+from se_model.span.rules import QuerySample
 
 
 def attend(
@@ -41,20 +42,19 @@ def attend(
 
 
 def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
-    """The k candidates of the largest R_ij = sum_t <Q_i[t], c_j> (paper, section 3.3), by sorting a list.
+    """The k candidates of the largest R_ij (paper, section 3.3), by sorting a list.
 
     Returns int64 [B, G, choices, min(top_k, most_candidates)], ascending, -1 where there is none. R_ij is
-    summed over the query heads of a group; a causal choice takes the queries of the choice before.
+    summed over the query heads of a group; a causal choice is judged by the queries of the choice before.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k, v = (x.detach().to(dtype) for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     width = min(options.top_k, layout.most_candidates)
-    how = (options.scale_for(q.shape[3]), options.summary, options.causal)
     chosen = []
     for b, g in product(range(k.shape[0]), range(k.shape[1])):
         heads = q[b, g * group : (g + 1) * group]
-        chosen.append(_choose_for_group(heads, k[b, g], v[b, g], layout, width, *how))
+        chosen.append(_choose_for_group(heads, k[b, g], v[b, g], layout, width, options))
     shape = (q.shape[0], k.shape[1], layout.choices, width)
     return torch.tensor(chosen, dtype=torch.int64, device=q.device).reshape(shape)
 
@@ -81,7 +81,7 @@ def _attend_head(
 
 
 def _choose_for_group(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, width: int, scale: float, summary: str, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, width: int, options: SpanOptions
 ) -> list[list[int]]:
     """q: [H / G, L, D] of a group's query heads; k, v: [L, D]. Returns the ids for every choice."""
     starts = _block_starts(layout)
@@ -94,17 +94,48 @@ def _choose_for_group(
             for block, start in enumerate(starts)
             if document <= start and start + layout.block_size <= chunk
         ]
-        judges = choices[index - 1][1:] if causal else (first, last)
-        relevancy: dict[int, float] = {}
-        for block in candidates if width else []:
-            tokens = slice(starts[block], starts[block] + layout.block_size)
-            relevancy[block] = 0.0
-            for head in q:
-                c = _summarise(head[tokens], k[tokens], v[tokens], scale, summary)
-                relevancy[block] += float((head[slice(*judges)] @ c).sum())
-        best = sorted(relevancy, key=lambda block: (-relevancy[block], block))[:width]
-        chosen.append(sorted(best) + [-1] * (width - len(best)))
+        best: list[int] = []
+        if candidates and width:
+            judged = slice(*(choices[index - 1][1:] if options.causal else (first, last)))
+            spans = [slice(starts[block], starts[block] + layout.block_size) for block in candidates]
+            heads = [_relevancies(head, head[judged], k, v, spans, options) for head in q]
+            relevancy = torch.stack(heads).sum(0)
+            order = sorted(range(len(candidates)), key=lambda place: (-float(relevancy[place]), place))
+            best = sorted(candidates[place] for place in order[:width])
+        chosen.append(best + [-1] * (width - len(best)))
     return chosen
+
+
+def _relevancies(
+    q: Tensor, queries: Tensor, k: Tensor, v: Tensor, spans: list[slice], options: SpanOptions
+) -> Tensor:
+    """What the comparisons of one head's queries with each block come to: [blocks].
+
+    q, k, v: [L, D]; queries: [n, D] of the choice; spans: the blocks' tokens.
+    """
+    scale = options.scale_for(q.shape[1])
+    judges = queries[_judges(queries, options.queries)]
+    if options.summary == "key_bounds":
+        compared = [_compare_with_bounds(judges, k[at]) for at in spans]
+    else:
+        compared = [judges @ _summarise(q[at], k[at], v[at], scale, options.summary) for at in spans]
+    scores = torch.stack(compared, dim=1)
+    if options.relevancy == "mass":
+        scores = (scores * scale).softmax(1)
+    return scores.amax(0) if options.relevancy == "max" else scores.sum(0)
+
+
+def _judges(queries: Tensor, sample: QuerySample) -> list[int]:
+    """Which of a choice's queries [n, D] are compared with the blocks."""
+    everyone = list(range(len(queries)))
+    if sample.kind == "stride":
+        return everyone[:: sample.number]
+    if sample.kind == "all":
+        return everyone
+    # As `selection.judges` says, rounded so that equal distances are equal.
+    apart = queries.double() - queries.double().mean(0)
+    distances = apart.square().sum(1).float().tolist()
+    return sorted(sorted(everyone, key=lambda t: (-distances[t], t))[: sample.number])
 
 
 def _summarise(q: Tensor, k: Tensor, v: Tensor, scale: float, summary: str) -> Tensor:
@@ -112,6 +143,11 @@ def _summarise(q: Tensor, k: Tensor, v: Tensor, scale: float, summary: str) -> T
     if summary == "mean_key":
         return k.mean(0)
     return ((q @ k.T * scale).softmax(-1) @ v).mean(0)
+
+
+def _compare_with_bounds(judges: Tensor, k: Tensor) -> Tensor:
+    """The most that <Q_i[t], any key> can be if every channel of it lies between its bounds in the block."""
+    return torch.maximum(judges * k.amin(0), judges * k.amax(0)).sum(1)
 
 
 def _choices(layout: Layout) -> list[tuple[int, int, int]]:

@@ -10,6 +10,7 @@ from se_model.span.backends import Request, resolve
 from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.layout import Layout, cut
 from se_model.span.options import SpanOptions
+from se_model.span.rules import Queries, as_sample
 from se_model.span.statistics import note_selection
 
 
@@ -24,6 +25,8 @@ def se_attention(
     scale: float | None = None,
     cu_seqlens: Documents | None = None,
     summary: str = "attention",
+    relevancy: str = "sum",
+    queries: Queries = "all",
     selection: str = "chunk",
     refresh: int | None = None,
     backend: str = "auto",
@@ -44,7 +47,10 @@ def se_attention(
         top_k: blocks to retrieve; where there are fewer, all of them. 0 is attention inside each chunk.
         scale: factor of the logits; D ** -0.5 by default.
         cu_seqlens: int32 or int64 [N + 1], bounds of the documents packed in the row, with B = 1.
-        summary: what represents a block, "attention" (the paper's) or "mean_key".
+        summary: what represents a block: "attention" (the paper's), "mean_key" or "key_bounds".
+        relevancy: what a block's comparisons with several queries come to: "sum" (the paper's), "mass" or
+            "max". All three words are explained in ``SpanConfig``.
+        queries: which queries are compared: "all" (the paper's), {"representative": r} or {"stride": n}.
         selection: "chunk" (the paper's) or "causal", which lets no token see a choice made by a later one.
         refresh: queries that share a choice under "causal" selection, by default ``block_size``; divides
             ``chunk_size``. Each choice is made by the ``refresh`` queries before.
@@ -58,7 +64,9 @@ def se_attention(
         ValueError: on shapes, options, ``cu_seqlens`` or ``blocks`` that do not fit together, and on a
             backend that cannot serve the call.
     """
-    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh, scale)
+    options = SpanOptions(
+        chunk_size, block_size, top_k, summary, selection, refresh, scale, relevancy, as_sample(queries)
+    )
     layout = _cut(q, k, v, options, cu_seqlens)
     chosen_backend = resolve(backend, _request(q, k, v, layout, options))
     if blocks is None:
@@ -82,6 +90,8 @@ def select_blocks(
     scale: float | None = None,
     cu_seqlens: Documents | None = None,
     summary: str = "attention",
+    relevancy: str = "sum",
+    queries: Queries = "all",
     selection: str = "chunk",
     refresh: int | None = None,
     backend: str = "auto",
@@ -99,7 +109,9 @@ def select_blocks(
     Raises:
         ValueError: as ``se_attention``.
     """
-    options = SpanOptions(chunk_size, block_size, top_k, summary, selection, refresh, scale)
+    options = SpanOptions(
+        chunk_size, block_size, top_k, summary, selection, refresh, scale, relevancy, as_sample(queries)
+    )
     layout = _cut(q, k, v, options, cu_seqlens)
     blocks = resolve(backend, _request(q, k, v, layout, options)).choose_blocks(q, k, v, layout, options)
     note_selection(blocks, layout, top_k)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SUMMARIES = ("attention", "mean_key")
+from se_model.span.rules import ALL_QUERIES, RELEVANCIES, SUMMARIES, QuerySample, as_sample
+
 SELECTIONS = ("chunk", "causal")
 
 
@@ -18,10 +19,13 @@ class SpanOptions:
         chunk_size: tokens per chunk (M); a multiple of ``block_size``.
         block_size: tokens per memory block (S).
         top_k: memory blocks that a choice retrieves (k); where there are fewer, all of them.
-        summary: what represents a block when blocks are compared, one of ``SUMMARIES``.
+        summary: what represents a block when blocks are compared, one of ``rules.SUMMARIES``.
         selection: which queries choose, one of ``SELECTIONS``.
         refresh: queries that share a choice under "causal" selection; None for ``block_size``.
         scale: of the logits; None for the default, which ``scale_for`` gives.
+        relevancy: how the comparisons of several queries with a block become one number, one of
+            ``rules.RELEVANCIES``.
+        queries: which queries are compared.
 
     Raises:
         ValueError: if they do not fit together; names the option and the values it may have.
@@ -34,6 +38,8 @@ class SpanOptions:
     selection: str = "chunk"
     refresh: int | None = None
     scale: float | None = None
+    relevancy: str = "sum"
+    queries: QuerySample = ALL_QUERIES
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -46,12 +52,20 @@ class SpanOptions:
             raise ValueError(f"top_k must be 0 or more, not {self.top_k}")
         if self.summary not in SUMMARIES:
             raise ValueError(f"summary must be one of {', '.join(SUMMARIES)}; not {self.summary!r}")
+        if self.relevancy not in RELEVANCIES:
+            raise ValueError(f"relevancy must be one of {', '.join(RELEVANCIES)}; not {self.relevancy!r}")
+        as_sample(self.queries)
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; not {self.selection!r}")
         if self.refresh is not None and self.selection != "causal":
             raise ValueError('refresh needs selection="causal"')
         if self.queries_per_choice < 1 or self.chunk_size % self.queries_per_choice:
             raise ValueError(f"refresh must divide chunk_size {self.chunk_size}; {self.refresh} does not")
+
+    @property
+    def sums(self) -> bool:
+        """Whether the relevancy is a sum over all queries, which may then be summed before any comparison."""
+        return self.relevancy == "sum" and self.queries.kind == "all"
 
     @property
     def causal(self) -> bool:

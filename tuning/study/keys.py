@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pipelines.errors import InvalidKeyError
-from pipelines.recipe.keys.attention import Attention, FullSection
+from pipelines.recipe.keys.attention import RULES, Attention, FullSection
 from pipelines.recipe.keys.common import BosKey, Precision
 from pipelines.recipe.keys.evaluate import (
     EvaluateKeys,
@@ -95,6 +95,9 @@ def with_changes(base: TrainKeys, changes: Mapping[str, Any], key: str) -> Train
                 raise InvalidKeyError(key, f"train has no key '{dotted}'")
             section = inner
         section[last] = value
+        if last == "rule":  # in place of the words that the base was written with
+            for word in RULES["default"]:
+                section.pop(word, None)
     try:
         return TrainKeys.model_validate(keys)
     except ValidationError as error:

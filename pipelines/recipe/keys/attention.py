@@ -83,13 +83,52 @@ class FullSection(AttentionSection):
     kind: Literal["full"] = "full"
 
 
+class Representative(Section):
+    """The queries of a chunk that stand out.
+
+    Attributes:
+        representative: how many: those farthest from the chunk's mean query.
+    """
+
+    representative: PositiveInt
+
+
+class Stride(Section):
+    """Queries of a chunk at equal distances.
+
+    Attributes:
+        stride: tokens from one to the next.
+    """
+
+    stride: PositiveInt
+
+
+def _is_a_sample(value: Any) -> Any:
+    known = isinstance(value, Section) or value == "all"
+    if not known and not (isinstance(value, dict) and set(value) in ({"representative"}, {"stride"})):
+        raise ValueError("write all, {representative: 16} or {stride: 4}")
+    return value
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "paper": {"summary": "attention", "relevancy": "sum", "queries": "all"},
+    "default": {"summary": "key_bounds", "relevancy": "mass", "queries": {"representative": 16}},
+}
+"""The words that a `rule` stands for, as in `se_model.span.rules`; a test holds them to it."""
+
+
 class SpanSection(_Retrieving):
-    """Span-expanded attention; see `se_model.SpanConfig`.
+    """Span-expanded attention; see `se_model.SpanConfig`, and docs/selection.md on how blocks are chosen.
 
     Attributes:
         kind: `span`.
-        summary: what stands for a block when blocks are chosen: `attention` (the paper's: the mean of the
-            block's attention over itself) or `mean_key` (the mean of its keys).
+        summary: what stands for a block when blocks are chosen: `key_bounds` (the least and the largest of
+            its keys in each channel), `mean_key` (the mean of its keys) or `attention` (the paper's: the mean
+            of the block's attention over itself).
+        relevancy: what a block's comparisons with several queries come to: `mass` (each query shares one out
+            among the blocks, and the shares are summed), `max` or `sum` (the paper's).
+        queries: which queries of a chunk choose: `{representative: r}`, `{stride: n}` or `all` (the paper's).
+        rule: the last three keys in one word: `paper`, or `default` for what they are if left out.
         selection: `chunk` (the paper's: a chunk's queries choose together) or `causal` (no token sees a
             choice that a later one made).
         refresh: queries that share a choice under `causal`; divides every chunk size; default: `block_size`.
@@ -97,10 +136,27 @@ class SpanSection(_Retrieving):
     """
 
     kind: Literal["span"] = "span"
-    summary: Literal["attention", "mean_key"] = "attention"
+    summary: Literal["key_bounds", "mean_key", "attention"] = "key_bounds"
+    relevancy: Literal["mass", "max", "sum"] = "mass"
+    queries: Annotated[Literal["all"] | Representative | Stride, BeforeValidator(_is_a_sample)] = (
+        Representative(representative=16)
+    )
+    # Dumped as the words that it stands for: fingerprints and records are the same however it is written.
+    rule: Annotated[Literal["paper", "default"] | None, Field(exclude=True)] = None
     selection: Literal["chunk", "causal"] = "chunk"
     refresh: PositiveInt | None = None
     backend: str = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rule_stands_for_its_words(cls, keys: Any) -> Any:
+        words = RULES.get(str(keys.get("rule"))) if isinstance(keys, dict) else None
+        if words is None:
+            return keys
+        for word, value in words.items():
+            if keys.get(word, value) != value:
+                raise InvalidKeyError(word, f"rule: {keys['rule']} says what {word} is; remove one of them")
+        return keys | words
 
     @model_validator(mode="after")
     def _refresh_divides_chunks(self) -> SpanSection:

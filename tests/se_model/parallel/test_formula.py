@@ -35,6 +35,24 @@ def test_span_attention_receives_summaries_and_the_blocks_that_its_chunks_chose(
     assert span_attention(SHARE, HEADS, **SPAN, refresh=64).backward == 4 * 2 * retrieved
 
 
+def test_bounds_travel_as_keys_do_and_queries_that_judge_only_from_a_neighbour() -> None:
+    paper, mean_key = span_attention(SHARE, HEADS, **SPAN), 3 * (32 + 4) * 2 * 64 * 4
+    retrieved = paper.forward - 4 * mean_key
+    bounds, query = 3 * 32 * 2 * 2 * 64 * 2, 8 * 64 * 2
+    judged = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds", sums=False)
+    assert judged == Volume(bounds + retrieved, paper.backward)
+    summed = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds")
+    assert summed.forward - judged.forward == 3 * 4 * 2 * 2 * 64 * 4
+    causal, straddling = (
+        span_attention(share, HEADS, **SPAN, summary="key_bounds", sums=False, refresh=refresh)
+        for share, refresh in ((SHARE, 64), (replace(SHARE, packed=True), None))
+    )
+    summed_causal = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds", refresh=64)
+    assert causal.forward - summed_causal.forward == 64 * query - 3 * 16 * 2 * 2 * 64 * 4
+    heads = 255 * TOKEN + 31 * query  # of a chunk on two ranks, whatever chooses
+    assert straddling.forward == judged.forward + heads + 255 * query
+
+
 def test_no_block_arrives_twice() -> None:
     many = span_attention(SHARE, HEADS, **SPAN | {"top_k": 10_000})
     assert many.backward == 2 * full_attention(SHARE, HEADS).forward == 2 * 3 * 1024 * TOKEN

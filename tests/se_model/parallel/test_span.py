@@ -1,5 +1,6 @@
 """Property 5 for span attention: on any number of ranks what one process computes, outputs and gradients."""
 
+import random
 from itertools import product
 
 import pytest
@@ -12,6 +13,7 @@ from se_model.parallel.span import span_attention
 from se_model.parallel.span_plan import plan_ranks
 from se_model.span import SpanConfig
 from se_model.span.layout import cut
+from se_model.span.rules import RELEVANCIES
 from tests.distributed import run_distributed
 from tests.tolerances import F32, F64, within
 
@@ -71,14 +73,24 @@ def test_memory_layout_makes_no_difference():
 
 
 def every_case(rank, ranks):
+    rules = list(product(RELEVANCIES, ("all", {"representative": 3}, {"stride": 3})))
+    drawn_rules = random.Random(ranks)
     for bounds, (selection, refresh), groups, summary in product(
         rows(ranks),
         [("chunk", None), ("causal", None), ("causal", 2)],
         (1, 2, 4),
-        ("attention", "mean_key"),
+        ("attention", "mean_key", "key_bounds"),
     ):
+        relevancy, queries = drawn_rules.choice(rules)
         config = SpanConfig(
-            chunk_sizes=8, block_size=4, top_k=2, selection=selection, refresh=refresh, summary=summary
+            chunk_sizes=8,
+            block_size=4,
+            top_k=2,
+            selection=selection,
+            refresh=refresh,
+            summary=summary,
+            relevancy=relevancy,
+            queries=queries,
         )
         agree(rank, ranks, config, bounds, groups, torch.float64, 1)
     for top_k in (0, 1, 100):

@@ -36,15 +36,22 @@ def span(chunk_size: int, **options: object) -> Volume:
         (FullConfig(), full_attention(SHARE, HEADS)),
         (SlidingWindowConfig(9), window_attention(SHARE, HEADS, 9)),
         (NoMemoryConfig(chunk_sizes=(8, 32)), window_attention(SHARE, HEADS, 32)),
-        (SpanConfig(**SPAN), max(span(16), span(32), key=lambda each: each.total)),
+        (SpanConfig(**SPAN, rule="paper"), max(span(16), span(32), key=lambda each: each.total)),
         (
-            SpanConfig(**SPAN, selection="causal"),
+            SpanConfig(**SPAN),
+            max(
+                (span(size, summary="key_bounds", sums=False) for size in (16, 32)),
+                key=lambda each: each.total,
+            ),
+        ),
+        (
+            SpanConfig(**SPAN, selection="causal", rule="paper"),
             max((span(size, refresh=4) for size in (16, 32)), key=lambda each: each.total),
         ),
         (
-            SpanConfig(**SPAN, selection="causal", refresh=8, summary="mean_key"),
+            SpanConfig(**SPAN, selection="causal", refresh=8, summary="mean_key", relevancy="max"),
             max(
-                (span(size, refresh=8, summary="mean_key") for size in (16, 32)),
+                (span(size, refresh=8, summary="mean_key", sums=False) for size in (16, 32)),
                 key=lambda each: each.total,
             ),
         ),

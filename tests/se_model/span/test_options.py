@@ -1,11 +1,15 @@
 """What does not fit together is refused before anything is computed, in one clear line."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from se_model.span import SpanConfig, se_attention, select_blocks
 from se_model.span.options import SpanOptions
 from se_model.span.protocol import Attention
+from se_model.span.rules import DEFAULT
 from tests.tolerances import F64
 
 
@@ -18,7 +22,10 @@ from tests.tolerances import F64
         ({"chunk_sizes": (0, 64)}, "one or more sizes of at least 1"),
         ({"chunk_sizes": 64, "block_size": 0}, "block_size must be at least 1"),
         ({"chunk_sizes": 64, "top_k": -1}, "top_k must be 0 or more"),
-        ({"chunk_sizes": 64, "summary": "mean"}, "summary must be one of attention, mean_key; not 'mean'"),
+        (
+            {"chunk_sizes": 64, "summary": "mean"},
+            "summary must be one of attention, mean_key, key_bounds; not 'mean'",
+        ),
         ({"chunk_sizes": 64, "selection": "causl"}, "selection must be one of chunk, causal; not 'causl'"),
         (
             {"chunk_sizes": 64, "backend": "fast"},
@@ -56,6 +63,8 @@ def test_bind_passes_every_option_on(draw):
         block_size=5,
         top_k=2,
         summary="mean_key",
+        relevancy="max",
+        queries={"stride": 3},
         selection="causal",
         refresh=10,
         backend="naive",
@@ -63,10 +72,42 @@ def test_bind_passes_every_option_on(draw):
     attention: Attention = config.bind(layer=1, step=2)
     cu_seqlens = torch.tensor([0, 70, 100])
     expected = se_attention(
-        *inputs, chunk_size=20, block_size=5, top_k=2, summary="mean_key", selection="causal", refresh=10,
-        backend="naive", scale=0.3, cu_seqlens=cu_seqlens,
+        *inputs, chunk_size=20, block_size=5, top_k=2, summary="mean_key", relevancy="max",
+        queries={"stride": 3}, selection="causal", refresh=10, backend="naive", scale=0.3,
+        cu_seqlens=cu_seqlens,
     )  # fmt: skip
     assert torch.equal(attention(*inputs, scale=0.3, cu_seqlens=cu_seqlens), expected)
+
+
+def test_a_rule_names_the_three_words_of_the_choice():
+    paper = SpanConfig(chunk_sizes=64, summary="attention", relevancy="sum", queries="all")
+    assert SpanConfig(chunk_sizes=64, rule="paper") == paper
+    assert SpanConfig(chunk_sizes=64, rule="default") == SpanConfig(chunk_sizes=64) != paper
+    mixed = SpanConfig(chunk_sizes=64, summary="mean_key", queries={"stride": 4})
+    assert (mixed.summary, mixed.relevancy, mixed.queries) == ("mean_key", DEFAULT.relevancy, ("stride", 4))
+    assert replace(mixed, top_k=3).queries == mixed.queries
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"rule": "papers"}, "rule must be one of paper, default; not 'papers'"),
+        (
+            {"rule": "paper", "summary": "mean_key"},
+            "rule 'paper' says what summary, relevancy and",
+        ),
+        ({"relevancy": "mean"}, "relevancy must be one of sum, mass, max; not 'mean'"),
+        ({"queries": "some"}, 'queries must be "all", {"representative": r} or {"stride": n}; not \'some\''),
+        ({"queries": {"all": 1, "stride": 2}}, "queries must be"),
+        ({"queries": {"first": 2}}, "queries must be"),
+        ({"queries": {"stride": 0}}, "queries: stride must be a whole number of 1 or more, not 0"),
+        ({"queries": {"representative": 1.5}}, "queries: representative must be a whole number"),
+        ({"queries": {"stride": True}}, "queries: stride must be a whole number of 1 or more, not True"),
+    ],
+)
+def test_impossible_rules_are_refused(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SpanConfig(chunk_sizes=64, **words)
 
 
 @pytest.mark.parametrize(

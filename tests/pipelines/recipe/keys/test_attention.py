@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import se_model.span.rules
 from pipelines.models.fitting import attention_config
-from pipelines.recipe.keys.attention import Attention, AttentionSection
+from pipelines.recipe.keys.attention import RULES, Attention, AttentionSection
 from se_model.attentions import ATTENTION_KINDS
+from se_model.span import SpanConfig
 
 PARSE = TypeAdapter(Attention)
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -68,6 +70,10 @@ def test_chunks_that_are_not_whole_blocks_are_refused_with_the_nearest_size(kind
         ({"kind": "span", "top_k": -1}, "top_k"),
         ({"kind": "span", "refresh": 16}, "selection: causal"),
         ({"kind": "span", "selection": "causal", "refresh": 48}, "does not divide the chunk size 2048"),
+        ({"kind": "span", "queries": 16}, r"write all, \{representative: 16\} or \{stride: 4\}"),
+        ({"kind": "span", "queries": {"stride": 0}}, "greater than 0"),
+        ({"kind": "span", "rule": "papers"}, "'paper' or 'default'"),
+        ({"kind": "span", "rule": "paper", "summary": "mean_key"}, "rule: paper says what summary is"),
         ({"kind": "window"}, "window"),
         ({"kind": "full", "window": 3}, "window"),
     ],
@@ -75,6 +81,21 @@ def test_chunks_that_are_not_whole_blocks_are_refused_with_the_nearest_size(kind
 def test_keys_that_mean_nothing_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         parse(keys)
+
+
+def test_rules_and_the_words_they_stand_for_are_the_model_s() -> None:
+    for name, words in RULES.items():
+        config = attention_config(parse({"kind": "span", "rule": name}), 0)
+        assert config == attention_config(parse({"kind": "span", **words}), 0)
+        assert config == SpanConfig(rule=name)
+    assert parse("span") == parse({"kind": "span", **RULES["default"]})
+    assert set(RULES) == set(se_model.span.rules.RULES)
+
+
+def test_a_rule_is_dumped_as_its_words() -> None:
+    dumped = parse({"kind": "span", "rule": "paper"}).model_dump()
+    assert dumped == parse({"kind": "span", **RULES["paper"]}).model_dump()
+    assert dumped["queries"] == "all"
 
 
 def test_what_parses_is_accepted_by_the_model() -> None:

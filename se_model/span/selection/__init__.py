@@ -1,0 +1,1 @@
+"""Which past memory blocks each choice retrieves: summaries, judging queries, relevancies, ranking."""
