@@ -57,12 +57,30 @@ def test_untrained_variants_run_once_and_trained_ones_with_every_seed() -> None:
     assert untrained.model == "builtin:tiny"
 
 
+def test_a_variant_may_have_seeds_of_its_own() -> None:
+    stage = compare(
+        variants={"as it comes": None, "a": {}, "b": {"steps": 3}}, seeds=[4, 5, 6], seeds_of={"b": [9, 5]}
+    )
+    names = [trial.name for trial in compare_trials(stage, 0)]
+    assert names == ["as-it-comes-4", "a-4", "b-9", "a-5", "b-5", "a-6"]
+
+
+def test_a_variant_may_have_another_rule_to_choose_blocks_by() -> None:
+    stage = compare(variants={"a": {}, "b": {"attention.rule": "paper"}}, seeds=[0])
+    a, b = (trial.train for trial in compare_trials(stage, 0))
+    assert (a.attention.summary, a.attention.relevancy) == ("key_bounds", "mass")
+    assert (b.attention.summary, b.attention.relevancy, b.attention.queries) == ("attention", "sum", "all")
+    assert b.attention.chunk_sizes == a.attention.chunk_sizes
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"variants": {"a": {}, "b": {"attention.kind": "spam"}}}, "variants.b"),
         ({"variants": {"a": {}, "b": {}}, "floor": "c", "ceiling": "a"}, "there is no variant 'c'"),
         ({"variants": {"a": {}, "b": {}}, "floor": "a"}, "set both"),
+        ({"variants": {"a": {}, "b": {}}, "seeds_of": {"c": [1]}}, "there is no variant 'c'"),
+        ({"variants": {"a": {}, "b": None}, "baseline": "b"}, "'b' is not trained and has no seeds"),
         ({"variants": {"a b": {}, "A-b": {}}}, "share a folder"),
     ],
 )

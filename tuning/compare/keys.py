@@ -21,12 +21,16 @@ class CompareKeys(StudyKeys):
         variants: name -> what differs from `train`, as dotted keys (`attention`, `hylora.variant`); null is
             the original model, scored once and not trained.
         seeds: each trained variant runs once with each seed.
+        seeds_of: variant -> its seeds, where they are not `seeds`.
+        baseline: the variant that the others are compared with, seed by seed.
         floor, ceiling: names of the variants between which the others are placed: 0% is the floor's recall at
             the greatest length, 100% the ceiling's.
     """
 
     variants: Annotated[dict[str, dict[str, Any] | None], Field(min_length=2)]
     seeds: Seeds = (0, 1, 2)
+    seeds_of: Annotated[dict[str, Seeds], Field(default_factory=dict)]
+    baseline: str | None = None
     floor: str | None = None
     ceiling: str | None = None
 
@@ -35,10 +39,13 @@ class CompareKeys(StudyKeys):
         for name, changes in self.variants.items():
             if changes is not None:
                 with_changes(self.train, changes, f"variants.{name}")
-        for key in ("floor", "ceiling"):
-            name = getattr(self, key)
-            if name is not None and name not in self.variants:
-                raise InvalidKeyError(key, f"there is no variant '{name}'")
+        seeded = [("baseline", self.baseline), *(("seeds_of", name) for name in self.seeds_of)]
+        for key, named in [*seeded, ("floor", self.floor), ("ceiling", self.ceiling)]:
+            if named is not None and named not in self.variants:
+                raise InvalidKeyError(key, f"there is no variant '{named}'")
+        for key, named in seeded:
+            if named is not None and self.variants[named] is None:
+                raise InvalidKeyError(key, f"variant '{named}' is not trained and has no seeds")
         if (self.floor is None) != (self.ceiling is None):
             raise InvalidKeyError("floor", "set both floor and ceiling, or neither")
         if len({slug(name) for name in self.variants}) < len(self.variants):
@@ -46,6 +53,10 @@ class CompareKeys(StudyKeys):
                 "variants", "two names would share a folder: they differ in case and punctuation only"
             )
         return self
+
+    def seeds_for(self, variant: str) -> tuple[int, ...]:
+        """Returns the seeds that a trained variant runs with."""
+        return self.seeds_of.get(variant, self.seeds)
 
     def _absolute_values(self, stages: Collection[str]) -> dict[str, Any]:
         variants = {

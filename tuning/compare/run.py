@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.context import Context
+from tuning.compare.intervals import Estimate, paired_difference
 from tuning.compare.keys import CompareKeys
 from tuning.compare.trials import trials_of
 from tuning.study.run import run_trials
-from tuning.study.table import markdown, mean_and_spread, write_study
+from tuning.study.table import markdown, write_study
 from tuning.study.trials import TrialResult
 
 
 def run(keys: CompareKeys, context: Context) -> Mapping[str, Any]:
-    """Runs the comparison and writes `table.md` and `results.json`: mean and spread over the seeds."""
+    """Runs the comparison and writes `table.md` and `results.json`: means over the seeds, 95% intervals."""
 
     trials = trials_of(keys, context.seed)
 
@@ -41,7 +43,11 @@ def _write(keys: CompareKeys, outcomes: Sequence[TrialResult], trials: int, outp
     """Writes the table of what is there, and returns it with the rows behind it."""
     by_variant = _by_variant(keys, outcomes)
     closed = _gap_closed(keys, by_variant, max(outcomes[0].recall))
+    against = _differences(keys, by_variant, max(outcomes[0].recall))
     rows = [_row(name, found, closed.get(name)) for name, found in by_variant.items()]
+    for row in rows if against else []:
+        difference = against.get(row["variant"])
+        row[f"less {keys.baseline}"] = difference.text(sign=True) if difference else ""
     table = markdown(list(rows[0]), rows)
     raw = [
         {
@@ -53,7 +59,16 @@ def _write(keys: CompareKeys, outcomes: Sequence[TrialResult], trials: int, outp
         }
         for one in outcomes
     ]
-    write_study(output, table, rows, finished=len(outcomes), trials=trials, gap_closed=closed, outcomes=raw)
+    write_study(
+        output,
+        table,
+        rows,
+        finished=len(outcomes),
+        trials=trials,
+        gap_closed=closed,
+        differences={name: asdict(difference) for name, difference in against.items()},
+        outcomes=raw,
+    )
     return {"table": table, "rows": rows, "gap_closed": closed}
 
 
@@ -74,12 +89,31 @@ def _gap_closed(
     return {name: (_mean_recall(found, length) - low) / (high - low) for name, found in by_variant.items()}
 
 
+def _differences(
+    keys: CompareKeys, by_variant: Mapping[str, Sequence[TrialResult]], length: int
+) -> dict[str, Estimate]:
+    """Returns how much more each trained variant recalls than the baseline, over the seeds of both."""
+    recall = {
+        name: {one.trial.seed: one.recall[length] for one in found}
+        for name, found in by_variant.items()
+        if keys.variants[name] is not None
+    }
+    if keys.baseline not in recall:
+        return {}
+    differences = {
+        name: paired_difference(ones, recall[keys.baseline])
+        for name, ones in recall.items()
+        if name != keys.baseline
+    }
+    return {name: found for name, found in differences.items() if found}
+
+
 def _row(name: str, outcomes: Sequence[TrialResult], closed: float | None) -> dict[str, str]:
     row = {"variant": name, "runs": str(len(outcomes))}
     for length in outcomes[0].recall:
-        row[f"recall at {length:,}"] = mean_and_spread([outcome.recall[length] for outcome in outcomes])
+        row[f"recall at {length:,}"] = Estimate.of([outcome.recall[length] for outcome in outcomes]).text()
     for length in outcomes[0].perplexity:
-        row[f"perplexity at {length:,}"] = mean_and_spread([one.perplexity[length] for one in outcomes], 2)
+        row[f"perplexity at {length:,}"] = Estimate.of([one.perplexity[length] for one in outcomes]).text(2)
     if closed is not None:
         row["gap closed"] = f"{closed:.0%}"
     return row

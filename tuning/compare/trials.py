@@ -8,14 +8,16 @@ from tuning.study.trial import Trial
 
 
 def trials_of(keys: CompareKeys, seed: int) -> list[Trial]:
-    """Returns every variant with every seed, seed by seed: an unfinished study is comparable, too."""
+    """Returns every variant with every seed, turn by turn: an unfinished study is comparable, too."""
     trials = []
-    for turn, each in enumerate(keys.seeds):
+    for turn in range(max(len(keys.seeds_for(name)) for name in keys.variants)):
         for name, changes in keys.variants.items():
-            if changes is None and turn > 0:
+            # What is not trained has no seed: it is scored once.
+            seeds = keys.seeds_for(name) if changes is not None else keys.seeds[:1]
+            if turn >= len(seeds):
                 continue
             train = None if changes is None else with_changes(keys.train, changes, f"variants.{name}")
             model = keys.train.model if isinstance(keys.train.model, str) else ""
             label = {"variant": name}
-            trials.append(Trial(f"{slug(name)}-{each}", each, label, train, model))
+            trials.append(Trial(f"{slug(name)}-{seeds[turn]}", seeds[turn], label, train, model))
     return trials
