@@ -34,8 +34,9 @@ infra:  ## format, validate and test the Terraform modules
 bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers and the targets
 	$(BIN)/python benchmarks/attention.py --device cpu
 
-miniature: $(VENV)/.installed  ## the paper's comparison at a small scale (more than an hour)
+miniature: $(VENV)/.installed  ## what retrieval is worth, at a small scale, and its tables (an hour and a half)
 	$(BIN)/espan run pipelines/recipes/miniature.yaml
+	$(BIN)/python -m benchmarks.miniature
 
 gpu: $(VENV)/.installed-dev  ## with a CUDA GPU: the tests that need one, then what attention costs on it
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from benchmarks.settings import Setting
+from se_model.span.options import SpanOptions
 
 BACKWARD = 2.5
 """Operations of a backward pass over a pair, as a multiple of the forward pass's."""
@@ -46,20 +47,31 @@ def span_pairs(setting: Setting, chunk_size: int, length: int) -> int:
     return causal_pairs(bounds) + retrieved
 
 
-def choice_flops(setting: Setting, chunk_size: int, refresh: int, length: int) -> int:
-    """What choosing the blocks costs: a summary of each candidate, the queries' sums, and their products.
+def choice_flops(setting: Setting, options: SpanOptions, length: int) -> int:
+    """What choosing the blocks costs: summaries of the candidates, the queries that judge, their products.
 
-    ``refresh`` queries choose together: ``chunk_size`` of them under "chunk" selection.
+    A bound's minimum and maximum count as one operation for each number of a key; a query's distance from the
+    mean, with the mean, as four. What follows the products (a softmax, the ranking) is left out.
     """
     if not setting.top_k:
         return 0
-    candidates = [
-        start // chunk_size * chunk_size // setting.block_size for start in range(0, length, refresh)
-    ]
-    summaries = candidates[-1] * setting.block_size**2 * 4 * setting.head_dim
-    sums = length * setting.head_dim
-    products = sum(candidates) * 2 * setting.head_dim
-    return setting.heads * (summaries + sums + products)
+    size, per_choice = options.block_size, options.queries_per_choice
+    starts = range(0, length, per_choice)
+    candidates = [start // options.chunk_size * options.chunk_size // size for start in starts]
+    numbers = candidates[-1] * size * setting.head_dim
+    summaries = {
+        "attention": setting.heads * numbers * 4 * size,
+        "mean_key": setting.kv_heads * numbers,
+        "key_bounds": setting.kv_heads * numbers * 2,
+    }[options.summary]
+    judges, sampling = [1] * len(candidates), length
+    if not options.sums:
+        judges = [options.queries.judges(min(per_choice, length - start)) for start in starts]
+        sampling = 4 * length if options.queries.kind == "representative" else 0
+    products = 2 * sum(count * blocks for count, blocks in zip(judges, candidates, strict=True))
+    if options.summary == "key_bounds":
+        products *= 2
+    return summaries + setting.heads * setting.head_dim * (sampling + products)
 
 
 def moba_pairs(block: int, most_blocks: int, length: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from se_model.parallel.state_space import state_before
 from se_model.span import SpanConfig
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
+
+OURS = {"SE-Attn": "default", "SE-Attn, paper's choice": "paper"}
+"""Span-expanded attention's rows, and the rule by which each chooses its blocks."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,11 @@ class Layers:
     state_head_size: int = 64
     state_size: int = 128
 
-    @property
-    def config(self) -> SpanConfig:
-        """The attention."""
-        return SpanConfig(chunk_sizes=self.chunk_size, block_size=self.block_size, top_k=self.top_k)
+    def config(self, rule: str) -> SpanConfig:
+        """The attention, its blocks chosen by that rule."""
+        return SpanConfig(
+            chunk_sizes=self.chunk_size, block_size=self.block_size, top_k=self.top_k, rule=rule
+        )
 
     @property
     def attention_heads(self) -> Heads:
@@ -61,16 +66,16 @@ class Layers:
         )
         return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad
 
-    def attend(self, drawn: Drawn, shard: SequenceShard) -> Tensor:
+    def attend(self, drawn: Drawn, shard: SequenceShard, rule: str = "default") -> Tensor:
         """Span-expanded attention of one rank's tokens."""
         q, k, v, _ = drawn
-        return parallel_attention("span")(self.config, q, k, v, shard, layer=0, step=0, scale=None)
+        return parallel_attention("span")(self.config(rule), q, k, v, shard, layer=0, step=0, scale=None)
 
 
 def count_bytes(rank: int, ranks: int, layers: Layers, length: int, seed: int) -> dict[str, Any]:
     """Bytes that this rank exchanges, by design, direction and purpose."""
     designs: dict[str, Callable[[SequenceShard, Layers, Drawn], None]] = {
-        "SE-Attn": _span,
+        **{name: partial(_span, rule=rule) for name, rule in OURS.items()},
         "all-gather of K/V": _all_gather,
         "ring": _ring,
         "Mamba-2 state": _state,
@@ -88,8 +93,8 @@ def count_bytes(rank: int, ranks: int, layers: Layers, length: int, seed: int) -
     return counted
 
 
-def _span(shard: SequenceShard, layers: Layers, drawn: Drawn) -> None:
-    torch.autograd.grad(layers.attend(drawn, shard), drawn[:3], drawn[3])
+def _span(shard: SequenceShard, layers: Layers, drawn: Drawn, rule: str) -> None:
+    torch.autograd.grad(layers.attend(drawn, shard, rule), drawn[:3], drawn[3])
 
 
 def _all_gather(shard: SequenceShard, layers: Layers, drawn: Drawn) -> None:

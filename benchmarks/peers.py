@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -20,11 +20,12 @@ from benchmarks.arithmetic import (
 from benchmarks.settings import Setting
 from se_model.baselines import NoMemoryConfig, S2Config, SlidingWindowConfig
 from se_model.baselines.s2 import group_bounds
-from se_model.span import SpanConfig, select_blocks
+from se_model.span import SpanConfig, se_attention, select_blocks
 from se_model.span.backends import BACKENDS, Request
 
 OURS = "SE-Attn"
-SELECTIONS = ("chunk", "causal")
+# What a backend is measured with: whose queries choose, and by which rule.
+CHOICES = (("chunk", "default"), ("causal", "default"), ("chunk", "paper"))
 # The oracle builds its masks as Python lists: longer rows would take most of the run's time.
 ORACLE, ORACLE_LENGTH = "naive", 2048
 
@@ -66,17 +67,18 @@ class LeftOut:
         return cls(name, f"{when}: failed: {type(error).__name__}: {message}", failed=True)
 
 
-def span_name(backend: str, selection: str) -> str:
+def span_name(backend: str, selection: str = "chunk", rule: str = "default") -> str:
     """What a backend's row is called."""
-    return f"{OURS} {backend}" + ("" if selection == "chunk" else f", {selection}")
+    causal = "" if selection == "chunk" else f", {selection}"
+    return f"{OURS} {backend}{causal}" + ("" if rule == "default" else f", {rule}'s choice")
 
 
 def own_peers(setting: Setting, length: int, device: str, dtype: torch.dtype) -> list[Peer | LeftOut]:
     """Span-expanded attention on each backend, then the attentions of ``se_model.baselines``."""
     found: list[Peer | LeftOut] = [
-        _span_peer(setting, length, backend, selection, device, dtype)
+        _span_peer(setting, length, backend, *choice, device, dtype)
         for backend in BACKENDS
-        for selection in SELECTIONS
+        for choice in CHOICES
     ]
     visible = partial(pair_flops, setting)
     window = SlidingWindowConfig(window=setting.window).bind(layer=0, step=0)
@@ -92,24 +94,13 @@ def own_peers(setting: Setting, length: int, device: str, dtype: torch.dtype) ->
 
 
 def _span_peer(
-    setting: Setting, length: int, backend: str, selection: str, device: str, dtype: torch.dtype
+    setting: Setting, length: int, backend: str, selection: str, rule: str, device: str, dtype: torch.dtype
 ) -> Peer | LeftOut:
-    name = span_name(backend, selection)
+    name = span_name(backend, selection, rule)
     if backend == ORACLE and length > ORACLE_LENGTH:
         return LeftOut(
             name, f"the oracle, written to be checked by eye, is measured up to {ORACLE_LENGTH:,} tokens"
         )
-    configs = [
-        SpanConfig(
-            chunk_sizes=size,
-            block_size=setting.block_size,
-            top_k=setting.top_k,
-            selection=selection,
-            backend=backend,
-        )
-        for size in setting.chunk_sizes
-    ]
-    attends = tuple(config.bind(layer=0, step=0) for config in configs)
     request = Request(
         device=device,
         dtype=dtype,
@@ -122,26 +113,23 @@ def _span_peer(
     refusal = BACKENDS[backend].refusal(request)
     if refusal:
         return LeftOut(name, refusal)
-    selects = tuple(
-        partial(
-            select_blocks,
-            chunk_size=size,
-            block_size=setting.block_size,
-            top_k=setting.top_k,
-            selection=selection,
-            backend=backend,
-        )
-        for size in setting.chunk_sizes
+    config = SpanConfig(
+        chunk_sizes=setting.chunk_sizes,
+        block_size=setting.block_size,
+        top_k=setting.top_k,
+        selection=selection,
+        rule=rule,
     )
-    choices = [
-        choice_flops(setting, size, size if selection == "chunk" else setting.block_size, length)
-        for size in setting.chunk_sizes
-    ]
+    options = [config.options_of(size) for size in setting.chunk_sizes]
+    attends, selects = (
+        tuple(partial(call, **asdict(each), backend=backend) for each in options)
+        for call in (se_attention, select_blocks)
+    )
     return Peer(
         name,
         attends,
         pair_flops(setting, _mean([span_pairs(setting, size, length) for size in setting.chunk_sizes])),
-        _mean(choices),
+        _mean([choice_flops(setting, each, length) for each in options]),
         selects if setting.top_k else (),
     )
 

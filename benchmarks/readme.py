@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import context_parallel
+from benchmarks import context_parallel, miniature
 from benchmarks.run import FORMAT
 from benchmarks.tables import HEADINGS, left_out_lines, rows
 from benchmarks.targets import HEADINGS as TARGET_HEADINGS
@@ -18,6 +18,8 @@ BEGIN = "<!-- attention: begin; written by python -m benchmarks.readme -->"
 END = "<!-- attention: end -->"
 SHARED_BEGIN = "<!-- context parallelism: begin; written by python -m benchmarks.readme -->"
 SHARED_END = "<!-- context parallelism: end -->"
+MINIATURE_BEGIN = "<!-- miniature: begin; written by python -m benchmarks.miniature -->"
+MINIATURE_END = "<!-- miniature: end -->"
 
 
 def newest_results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -94,6 +96,19 @@ def rewrite_shared(text: str, result: dict[str, Any]) -> str:
     return _replace(text, SHARED_BEGIN, SHARED_END, "\n\n".join(parts))
 
 
+def rewrite_miniature(text: str, result: dict[str, Any]) -> str:
+    """The README with the tables of the miniature recipe made anew.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    versions, machine = result["versions"], result["machine"]
+    commit = versions["code"].get("commit", "unknown")
+    where = ", ".join(str(value) for value in machine.values())
+    head = f"{where}; torch {versions['torch']}, commit {commit}, {result['measured'][:10]}."
+    return _replace(text, MINIATURE_BEGIN, MINIATURE_END, f"{head}\n\n{miniature.tables(result)}")
+
+
 def _replace(text: str, begin: str, end: str, content: str) -> str:
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
@@ -104,4 +119,6 @@ def _replace(text: str, begin: str, end: str, content: str) -> str:
 
 if __name__ == "__main__":
     shared = json.loads(context_parallel.OUTPUT.read_text())
-    README.write_text(rewrite_shared(rewrite(README.read_text(), RESULTS), shared))
+    small = json.loads(miniature.OUTPUT.read_text())
+    text = rewrite_shared(rewrite(README.read_text(), RESULTS), shared)
+    README.write_text(rewrite_miniature(text, small))

@@ -66,7 +66,7 @@ class Preset:
 
 PRESETS = {
     # What two CPU cores measure in minutes; the targets of a CPU are stated for it.
-    "small": Preset(Setting(), (2048, 8192, 16384), (65536,)),
+    "small": Preset(Setting(), (2048, 8192, 16384, 65536)),
     # Attention of Mamba-2-Hybrid 2.7B as the paper trains and times it (section 4.1, figure 4).
     "paper": Preset(
         Setting(heads=30, head_dim=128, chunk_sizes=(2048, 4096), window=4096),

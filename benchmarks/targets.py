@@ -76,12 +76,12 @@ class Verdict:
 
 
 def _cpu(length: int, mode: str, kind: str, bound: float, quantity: str = "seconds") -> Target:
-    ours = span_name("sdpa", "chunk")
+    ours = span_name("sdpa")
     return Target("cpu", "small", "float32", length, mode, kind, bound, ours, REFERENCE, quantity)
 
 
 def _gpu(kind: str, bound: float, quantity: str = "seconds") -> Target:
-    ours, other = span_name("fused", "chunk"), kernel_name("flash")
+    ours, other = span_name("fused"), kernel_name("flash")
     return Target(
         "cuda", "paper", "bfloat16", 131_072, "forward_backward", kind, bound, ours, other, quantity
     )
@@ -92,6 +92,8 @@ TARGETS = (
     _cpu(65_536, "forward", SPEED_UP, 18.0),
     _cpu(16_384, "forward_backward", MEMORY, 1.15, "extra_bytes"),
     _cpu(16_384, "forward_backward", MEMORY, 1.15, "peak_bytes"),
+    _cpu(16_384, "forward_backward", SHARE, 0.10),
+    _cpu(65_536, "forward_backward", SHARE, 0.10),
     _gpu(SPEED_UP, 20.0),
     _gpu(MEMORY, 1.03, "peak_bytes"),
     _gpu(SHARE, 0.10),

@@ -1,12 +1,13 @@
 """YAML that remembers the line of every key, so that an error can name it.
 
 Scalars follow YAML 1.2 rather than PyYAML's 1.1: `2e-4` is a number, `on`, `yes` and `2026-11-01` are text.
+`<<` merges mappings, as YAML 1.1 has it: with anchors, stages that differ in a few keys are written once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,11 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, key: KeyPath, around: tuple[yaml.Node, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name_node, value_node in node.value:
+        for name_node, value_node, merged in _pairs(node, around):
             line = name_node.start_mark.line + 1
-            if not isinstance(name_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be plain text", name_node.start_mark
-                )
             name: str = name_node.value
+            if name in values and merged:
+                continue
             if name in values:
                 first = self.lines[(*key, name)]
                 dotted = ".".join(str(part) for part in (*key, name))
@@ -142,6 +141,32 @@ class _Reader:
             self.lines[(*key, name)] = line
             values[name] = self.read(value_node, (*key, name), around)
         return values
+
+
+def _pairs(
+    node: yaml.MappingNode, around: tuple[yaml.Node, ...]
+) -> Iterator[tuple[yaml.ScalarNode, yaml.Node, bool]]:
+    """Yields a mapping's own keys and values, then those of the mappings that `<<` merges into it.
+
+    The last of each three says whether it was merged: then it counts only where nothing before has its name.
+    """
+    merges: list[yaml.Node] = []
+    for name, value in node.value:
+        if not isinstance(name, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", name.start_mark)
+        if name.value == "<<" and name.style is None:
+            merges += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        else:
+            yield name, value, False
+    for merged in merges:
+        if not isinstance(merged, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "<< merges a mapping or a list of mappings", merged.start_mark
+            )
+        if any(merged is outer for outer in around):
+            raise yaml.constructor.ConstructorError(None, None, "an alias contains itself", merged.start_mark)
+        for name, value, _ in _pairs(merged, (*around, merged)):
+            yield name, value, True
 
 
 def _scalar(loader: _Loader, node: yaml.Node) -> Any:

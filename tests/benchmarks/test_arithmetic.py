@@ -15,6 +15,9 @@ from benchmarks.arithmetic import (
 from benchmarks.peers import Peer, own_peers
 from benchmarks.records import floor_share
 from benchmarks.settings import PRESETS, Setting
+from se_model.span import SpanConfig
+from se_model.span.options import SpanOptions
+from se_model.span.rules import QuerySample
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 50, 64])
@@ -43,8 +46,17 @@ def test_a_choice_costs_its_summaries_sums_and_products(refresh):
     setting = Setting(heads=3, head_dim=8, chunk_sizes=(16,), block_size=4, top_k=5)
     candidates = [4 * (first // 16) for first in range(0, 50, refresh)]
     expected = 12 * 4 * 4 * 4 * 8 + 50 * 8 + sum(candidates) * 2 * 8
-    assert choice_flops(setting, 16, refresh, 50) == 3 * expected
-    assert choice_flops(Setting(top_k=0), 2048, 2048, 9000) == 0
+    words = {"selection": "chunk"} if refresh == 16 else {"selection": "causal", "refresh": refresh}
+    assert choice_flops(setting, SpanOptions(16, 4, 5, **words), 50) == 3 * expected
+    # Bounds: each of 12 blocks' numbers twice; two products with each judge, of which the last choice has 2.
+    judges = [min(3, 50 - first, refresh) for first in range(0, 50, refresh)]
+    bounds = 12 * 4 * 8 * 2 + 4 * 50 * 8
+    products = sum(4 * 8 * few * many for few, many in zip(judges, candidates, strict=True))
+    options = SpanOptions(
+        16, 4, 5, "key_bounds", **words, relevancy="mass", queries=QuerySample("representative", 3)
+    )
+    assert choice_flops(setting, options, 50) == 3 * (bounds + products)
+    assert choice_flops(Setting(top_k=0), options, 9000) == 0
 
 
 def test_the_targets_stand_on_these_flop_ratios():
@@ -55,7 +67,7 @@ def test_the_targets_stand_on_these_flop_ratios():
         costs = []
         for size in setting.chunk_sizes:
             pairs = span_pairs(setting, size, length) * 4 * setting.heads * setting.head_dim
-            choice = choice_flops(setting, size, size, length)
+            choice = choice_flops(setting, SpanConfig(chunk_sizes=size).options_of(size), length)
             costs.append(training_flops(pairs, choice) if training else pairs + choice)
         return (training_flops(full, 0) if training else full) * len(costs) / sum(costs)
 

@@ -67,5 +67,8 @@ def representatives(q: Tensor, size: int, number: int) -> Tensor:
                 pieces = part[:, :, start:end].double().unflatten(2, (-1, length))
                 apart = (pieces - pieces.mean(3, keepdim=True)).square_().sum(4)
                 distances[*place, first + start : first + end] = apart.flatten(2).float()
-    order = distances.unflatten(2, (choices, size)).sort(dim=3, descending=True, stable=True).indices
-    return order[..., :number].sort(dim=3).values
+    # A distance's bits are in the order of the distances; beneath them an earlier place ranks higher. So all
+    # ranks differ: topk promises nothing about equals.
+    places = torch.arange(size - 1, -1, -1, device=q.device)
+    ranks = distances.unflatten(2, (choices, size)).view(torch.int32).long() << 32 | places
+    return ranks.topk(number, dim=3).indices.sort(dim=3).values

@@ -50,6 +50,16 @@ def test_every_key_and_item_knows_its_line() -> None:
     ]
 
 
+def test_merged_mappings_fill_in_what_is_not_written_wherever_the_merge_stands() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b\n  <<: *a\n  y: 3\nc: {z: 5, <<: [*b, {z: 4, w: 6}]}\n'<<': 7\n"
+    source = parse_yaml(text, "r.yaml")
+    assert source.value == {
+        "a": {"x": 1, "y": 2}, "b": {"y": 3, "x": 1}, "c": {"z": 5, "y": 3, "x": 1, "w": 6}, "<<": 7
+    }  # fmt: skip
+    assert source.lines[("b", "y")] == 4
+    assert source.lines[("b", "x")] == 1
+
+
 def test_a_key_that_is_not_written_has_the_line_of_the_mapping_around_it() -> None:
     assert parse_yaml("a: 1\nb:\n  c: 1\n", "r.yaml").problem(("b", "d"), "is missing", "c") == (
         "r.yaml:2: b.d: is missing; did you mean 'c'?"
@@ -62,6 +72,8 @@ def test_a_key_that_is_not_written_has_the_line_of_the_mapping_around_it() -> No
         ("a: 1\nb: 2\na: 3", "r.yaml:3: a: duplicate key, first given in line 1"),
         ("x:\n  a: 1\n  a: 1", "r.yaml:3: x.a: duplicate key, first given in line 2"),
         ("a: &x [*x]", "r.yaml:1: not valid YAML: an alias contains itself"),
+        ("a: &x {<<: *x}", "r.yaml:1: not valid YAML: an alias contains itself"),
+        ("a: 1\nb:\n  <<: 2", "r.yaml:3: not valid YAML: << merges a mapping or a list of mappings"),
         (
             "a: !!python/name:os.system",
             "r.yaml:1: not valid YAML: unknown tag tag:yaml.org,2002:python/name:os.system",

@@ -81,15 +81,6 @@ def test_shape_of_the_choice_is_promised_for_any_top_k(draw, backend):
     assert blocks[0, 0, 3].tolist() == [*range(12), *[-1] * 488]
 
 
-def test_many_scores_are_ranked_in_parts_with_the_same_result(draw, monkeypatch):
-    q, k, v = draw(300)
-    options = {"chunk_size": 16, "block_size": 4, "top_k": 3, "selection": "causal"}
-    expected = select_blocks(q, k, v, **options)
-    monkeypatch.setattr("se_model.span.selection._SCORES_AT_ONCE", 500)
-    monkeypatch.setattr("se_model.span.selection._TOKENS_AT_ONCE", 32)
-    assert torch.equal(select_blocks(q, k, v, **options), expected)
-
-
 REQUEST = Request("cuda", torch.bfloat16, head_dim=128, grouped=True, packed=True, gradients=True)
 
 

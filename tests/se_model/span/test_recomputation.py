@@ -12,7 +12,9 @@ from se_model.span.schedule import draw_chunk_size
 
 CONFIGS = [
     SpanConfig(chunk_sizes=(8, 16), block_size=4, top_k=2, seed=3),
+    SpanConfig(chunk_sizes=(8, 16), block_size=4, top_k=2, seed=3, rule="paper"),
     SpanConfig(chunk_sizes=(8, 16), block_size=4, top_k=2, seed=3, selection="causal"),
+    SpanConfig(chunk_sizes=(8, 16), block_size=4, top_k=2, seed=3, relevancy="max", queries={"stride": 3}),
     RandomConfig(chunk_sizes=(8, 16), block_size=4, top_k=2, seed=3),
     NoMemoryConfig(chunk_sizes=(8, 16), seed=3),
 ]
