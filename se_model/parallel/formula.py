@@ -93,7 +93,8 @@ def span_attention(
     backward: the gradients of the keys and values that a rank sent, in float32 or wider: on average over the
         ranks as many numbers as it received; one whose blocks everybody chose receives up to P - 1 times its
         share of those. The choice itself has no gradient, so nothing returns to the summaries.
-    A chunk on two ranks adds the keys and values of up to M - 1 tokens, and the queries of less than a block.
+    A chunk on two ranks adds the keys and values of up to M - 1 tokens and, for the summary "attention", the
+    queries of less than a block.
     """
     if share.ranks == 1:
         return Volume()
@@ -109,7 +110,9 @@ def span_attention(
         summaries += share.rows * (refresh or shared) * heads.query * heads.size * share.itemsize
     retrieved = min(choices * top_k, others * blocks)
     asked = (others + share.rows * retrieved * heads.key_value) * ID_BYTES
-    queries = share.rows * (block_size - 1) * heads.query * heads.size * share.itemsize if shared else 0
+    queries = 0
+    if shared and summary == "attention":
+        queries = share.rows * (block_size - 1) * heads.query * heads.size * share.itemsize
     tokens = share.rows * (retrieved * block_size + shared)
     return Volume(
         summaries + asked + queries + tokens * heads.token_bytes(share.itemsize),

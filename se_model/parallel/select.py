@@ -28,7 +28,8 @@ def choose_in_parallel(
     """The blocks that each choice of the rank's own layout retrieves: ids over the whole row.
 
     q: [B, H, head + n, D], zeros in the head; block_head: [B, H, block_head, D], the queries that stand there
-    in the shard's first block; k, v: [B, G, head + n, D]. Returns int64 [B, G, own choices, K], -1 for none.
+    in the shard's first block, which only the summary "attention" needs; k, v: [B, G, head + n, D].
+    Returns int64 [B, G, own choices, K], -1 for none.
     """
     plan = plans[group.rank]
     width = min(options.top_k, layout.most_candidates)
@@ -132,7 +133,7 @@ def _own_summaries(
         start = document.start + (first - document.first_block) * size
         tokens = slice(start, document.start + (last - document.first_block) * size)
         queries = q[:, :, tokens]
-        if start < plan.head:
+        if start < plan.head and options.summary == "attention":
             queries = torch.cat([block_head, q[:, :, plan.head : tokens.stop]], dim=2)
         place = slice(first - plan.first_own_block, last - plan.first_own_block)
         summaries[:, :, place] = summarise(queries, k[:, :, tokens], v[:, :, tokens], options)

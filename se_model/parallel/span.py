@@ -120,14 +120,17 @@ class _ParallelSpanAttention(torch.autograd.Function):
 def _with_head(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys and values of head and shard, the shard's queries behind zeros, and the first block's own head.
 
-    k, v: [B, G, head + n, D]; q: [B, H, head + n, D]; last: the neighbour's queries [B, H, block_head, D].
+    k, v: [B, G, head + n, D]; q: [B, H, head + n, D]; last: the neighbour's queries [B, H, block_head, D], or
+    none of them for summaries that are made of keys alone.
     """
     plan, group = call.plan, call.group
     following = call.plans[group.rank + 1] if group.rank + 1 < group.size else None
     sent = torch.cat([_last(x, 0 if following is None else following.head).flatten() for x in (k, v)])
-    queries = _last(q, 0 if following is None else following.block_head).flatten()
+    summarised = call.options.summary == "attention"
+    sent_queries = following.block_head if following is not None and summarised else 0
+    queries = _last(q, sent_queries).flatten()
     shapes = [(*x.shape[:2], plan.head, x.shape[3]) for x in (k, v)]
-    query_shape = (*q.shape[:2], plan.block_head, q.shape[3])
+    query_shape = (*q.shape[:2], plan.block_head if summarised else 0, q.shape[3])
     sizes = [torch.Size(shape).numel() for shape in (*shapes, query_shape)]
     received = group.shift_right(torch.cat([sent, queries]), (sum(sizes),), purpose="chunk heads")
     if received is None:

@@ -49,8 +49,8 @@ def test_bounds_travel_as_keys_do_and_queries_that_judge_only_from_a_neighbour()
     )
     summed_causal = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds", refresh=64)
     assert causal.forward - summed_causal.forward == 64 * query - 3 * 16 * 2 * 2 * 64 * 4
-    heads = 255 * TOKEN + 31 * query  # of a chunk on two ranks, whatever chooses
-    assert straddling.forward == judged.forward + heads + 255 * query
+    # Of a chunk on two ranks: its keys and values, and the queries that judge.
+    assert straddling.forward == judged.forward + 255 * TOKEN + 255 * query
 
 
 def test_no_block_arrives_twice() -> None:
