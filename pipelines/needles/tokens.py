@@ -62,15 +62,17 @@ def tokens_again(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -
     """Returns the text of tokens, none of them special, and which of its characters each of them holds.
 
     Raises:
-        ValueError: the text, encoded again, gives other tokens, both by itself and in running text.
+        ValueError: the text, encoded again, gives other tokens, or none.
     """
     given = list(input_ids)
     text = tokenizer.decode(given, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    for encode in (_encoded, running_tokens):
-        tokens = encode(tokenizer, text)
-        if tokens.input_ids == given:
-            return text, tokens
-    raise ValueError("the text of these tokens, encoded again, gives other tokens")
+    try:
+        tokens = _encoded(tokenizer, text)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ValueError(f"the text of these tokens cannot be encoded again: {error}") from error
+    if tokens.input_ids != given:
+        raise ValueError("the text of these tokens, encoded again, gives other tokens")
+    return text, tokens
 
 
 def token_count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
