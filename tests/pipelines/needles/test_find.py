@@ -78,8 +78,8 @@ def test_documents_of_a_row_ask_for_their_own_needles_only() -> None:
     row = [*own, *asks_elsewhere, *told_again]
     found = find_asked(tokenizer, row, [len(own), len(asks_elsewhere), len(told_again)])
     at = len(own) + len(asks_elsewhere)
-    moved = EXPECTED.moved(0, at + 5)
-    assert found == [EXPECTED, AskedDocument(0, (Needle(at, at + 3, at + 5), *moved.needles), moved.questions)]
+    moved, first = EXPECTED.moved(0, at + 5), Needle(at, at + 3, at + 5)
+    assert found == [EXPECTED, AskedDocument(0, (first, *moved.needles), moved.questions)]
 
 
 def test_of_several_notes_about_a_key_the_last_before_the_question_is_asked_for() -> None:
@@ -121,7 +121,8 @@ def test_tokens_that_are_parts_of_words_are_counted_as_such(make, lead: str) -> 
 
 @pytest.mark.parametrize("odd", ["THE", "ODD"], ids=["another token", "no token"])
 def test_a_document_whose_tokens_do_not_come_back_gives_no_cases(odd: str) -> None:
-    lower = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary())} | {odd: 999, "<eos>": 1000}))
+    words = {word: index for index, word in enumerate(vocabulary())}
+    lower = Tokenizer(WordLevel(words | {odd: 999, "<eos>": 1000}))
     lower.normalizer = normalizers.Lowercase()
     lower.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=lower, eos_token="<eos>")

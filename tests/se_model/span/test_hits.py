@@ -34,13 +34,9 @@ def asked(row: int, needles: Sequence[Needle], *questions: Question) -> AskedDoc
 
 def choice_of(blocks: dict[tuple[int, int, int], list[int]], shape: tuple[int, int, int, int]) -> Tensor:
     """Blocks [B, G, T, K] as given for (row, head, choice); other choices are empty."""
-    batch, heads, choices, width = shape
     chosen = torch.full(shape, -1)
-    for row in range(batch):
-        for head in range(heads):
-            for choice in range(choices):
-                ids = blocks.get((row, head, choice), [])
-                chosen[row, head, choice, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    for place, ids in blocks.items():
+        chosen[place][: len(ids)] = torch.tensor(ids)
     return chosen
 
 
