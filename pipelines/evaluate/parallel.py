@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -20,11 +20,16 @@ from pipelines.models.loading import load_model
 from pipelines.models.references import ModelSource
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.needles.compose import RecallSample, recall_prompt
+from pipelines.needles.find import cases_in
 from pipelines.recipe.keys.attention import Attention
 from pipelines.system.devices import check_devices, find_device
 from pipelines.system.precision import multiply_in_float32
 from pipelines.system.progress import Progress
 from se_model import attach
+from se_model.span.statistics import record_selections
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,22 @@ class Scorer:
     def score(self, unit: Unit, model: nn.Module) -> UnitResult:
         """Returns the outcome of one unit; `model` is what `load_model` returned."""
         if isinstance(unit, RecallUnit):
-            return UnitResult(answers=score_recall(model, self._prompts(unit)))
+            return self._recall(unit, model)
         assert self.windows is not None, "perplexity units come with windows"
         windows = self.windows.read(unit.first, unit.count, unit.length)
         return UnitResult(nats=score_perplexity(model, windows, scored=self.scored))
 
-    def _prompts(self, unit: RecallUnit) -> list[RecallSample]:
+    def _recall(self, unit: RecallUnit, model: nn.Module) -> UnitResult:
         assert self.tokenizer is not None, "recall units come with a tokenizer"
         tokenizer = _tokenizer(self.tokenizer)
+        samples = self._prompts(unit, tokenizer)
+        rows = [(sample.input_ids, [len(sample.input_ids)]) for sample in samples]
+        with record_selections() as selections:
+            selections.ask(partial(cases_in, tokenizer, rows, joined=False))
+            answers = score_recall(model, samples)
+        return UnitResult(answers=answers, hits=selections.hits())
+
+    def _prompts(self, unit: RecallUnit, tokenizer: PreTrainedTokenizerBase) -> list[RecallSample]:
         indices = range(unit.first, unit.first + unit.count)
         return [
             recall_prompt(

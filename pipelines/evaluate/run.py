@@ -18,7 +18,7 @@ from pipelines.evaluate.beginning import of_source
 from pipelines.evaluate.check import reservation
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
-from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, Scores
+from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, RetrievalScore, Scores
 from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, perplexity_units, recall_units
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
@@ -31,6 +31,7 @@ from pipelines.system.precision import NoBfloat16Error, choose_precision, torch_
 from pipelines.system.reserved_tasks import memory_to_reserve
 from pipelines.system.versions import decisive_versions, machine
 from pipelines.system.worker_resources import as_many_as_fit, check_room
+from se_model.span.hits import Hits
 
 
 def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
@@ -119,6 +120,11 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         perplexity=tuple(
             PerplexityScore.of(length, scorer.scored, nats) for length, nats in rows.perplexity.items()
         ),
+        retrieval=tuple(
+            RetrievalScore.model_validate({"length": length, **means})
+            for length, hits in rows.hits.items()
+            if (means := Hits.together(hits).means())
+        ),
         seconds=round(time.monotonic() - started, 3),
         machine=machine(),
         versions=decisive_versions(),
@@ -144,10 +150,14 @@ def _units(keys: EvaluateKeys, windows: WindowSource | None) -> list[Unit]:
 
 @dataclass
 class _Rows:
-    """The outcome of every prompt by (task, length), and of every document by length, in order."""
+    """The outcome of every prompt by (task, length), and of every document by length, in order.
+
+    `hits`: by length of the prompts, what their choices of blocks found.
+    """
 
     recall: dict[tuple[str, int], list[list[bool]]] = field(default_factory=lambda: defaultdict(list))
     perplexity: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    hits: dict[int, list[Hits]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def gather(cls, units: Sequence[Unit], outcomes: Mapping[Unit, UnitResult]) -> _Rows:
@@ -156,6 +166,8 @@ class _Rows:
             outcome = outcomes[unit]
             if isinstance(unit, RecallUnit):
                 rows.recall[unit.task, unit.length] += outcome.answers
+                if outcome.hits is not None:
+                    rows.hits[unit.length].append(outcome.hits)
             else:
                 rows.perplexity[unit.length] += outcome.nats
         return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -101,6 +101,29 @@ class PerplexityScore(_Record):
         )
 
 
+ByHead = tuple[tuple[float | None, ...], ...]
+"""For each layer one share for each key/value head; None where a layer had no cases."""
+
+
+class RetrievalScore(_Record):
+    """How often the memory blocks that are chosen hold the needles, at one length of all tasks' prompts.
+
+    Attributes:
+        length: tokens in a prompt.
+        asked: share of the needles asked for, among those that could be chosen, whose block is chosen.
+        not_asked: the same for needles that are not asked for; None where there are none.
+        chance: what `asked` would be for blocks drawn at random.
+        asked_by_head: `asked` by layer and key/value head; `not_asked_by_head` the same for the others.
+    """
+
+    length: int
+    asked: float
+    not_asked: float | None = None
+    chance: float
+    asked_by_head: ByHead
+    not_asked_by_head: ByHead | None = None
+
+
 class Scores(_Record):
     """Everything in `scores.json`.
 
@@ -109,6 +132,8 @@ class Scores(_Record):
         attention: what every attention layer computed while it was scored, as a recipe writes it.
         precision: of the weights and the arithmetic.
         seed: of the prompts.
+        retrieval: by length; left out of the file where no attention chooses blocks, and so it is missing
+            from files older than it.
         seconds: wall-clock time of the scoring, models' loading included.
         machine: what it ran on.
         versions: of the packages that decide the numbers.
@@ -121,6 +146,7 @@ class Scores(_Record):
     seed: int
     recall: tuple[RecallScore, ...] = ()
     perplexity: tuple[PerplexityScore, ...] = ()
+    retrieval: Annotated[tuple[RetrievalScore, ...], Field(exclude_if=lambda scores: not scores)] = ()
     seconds: float
     machine: Mapping[str, Any] = Field(default_factory=dict)
     versions: Mapping[str, str] = Field(default_factory=dict)

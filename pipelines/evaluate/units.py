@@ -10,8 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipelines.recipe.keys.needles import RecallTask
+
+if TYPE_CHECKING:
+    from se_model.span.hits import Hits
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ class UnitResult:
 
     Attributes:
         answers: of a recall unit: for each prompt, whether each of its answers was given.
+        hits: of a recall unit: how often the needles that are asked for were among the blocks chosen.
         nats: of a perplexity unit: the negative log-likelihood of each window's scored tokens.
     """
 
     answers: list[list[bool]] = field(default_factory=list)
+    hits: Hits | None = None
     nats: list[float] = field(default_factory=list)
 
 

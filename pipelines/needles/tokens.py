@@ -7,6 +7,7 @@ is encoded once, behind a lead-in whose tokens are dropped, and answers are foun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,8 +52,38 @@ def running_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> RunningToke
 
     Tokens that a blank before `text` has by itself are among them. Time and memory are linear in the text.
     """
+    encoded = _encoded(tokenizer, f"{_LEAD_IN} {text}")
+    lead = int(np.count_nonzero(encoded.starts < len(_LEAD_IN)))
+    moved = len(_LEAD_IN) + 1
+    return RunningTokens(encoded.input_ids[lead:], encoded.starts[lead:] - moved, encoded.ends[lead:] - moved)
+
+
+def tokens_again(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> tuple[str, RunningTokens]:
+    """Returns the text of tokens, none of them special, and which of its characters each of them holds.
+
+    Raises:
+        ValueError: the text, encoded again, gives other tokens, or none.
+    """
+    given = list(input_ids)
+    text = tokenizer.decode(given, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    try:
+        tokens = _encoded(tokenizer, text)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise ValueError(f"the text of these tokens cannot be encoded again: {error}") from error
+    if tokens.input_ids != given:
+        raise ValueError("the text of these tokens, encoded again, gives other tokens")
+    return text, tokens
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Returns how many tokens `text` has behind a blank in the middle of a text."""
+    return len(running_tokens(tokenizer, text).input_ids)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> RunningTokens:
+    """Returns the tokens of `text` as it is, without any that only begin or end a text."""
     encoded = tokenizer(
-        f"{_LEAD_IN} {text}",
+        text,
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
@@ -60,11 +91,4 @@ def running_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> RunningToke
         verbose=False,  # else a text longer than the model's usual context gives a warning
     )
     offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    lead = int(np.count_nonzero(offsets[:, 0] < len(_LEAD_IN)))
-    characters = offsets[lead:] - len(_LEAD_IN) - 1
-    return RunningTokens(encoded["input_ids"][lead:], characters[:, 0], characters[:, 1])
-
-
-def token_count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Returns how many tokens `text` has behind a blank in the middle of a text."""
-    return len(running_tokens(tokenizer, text).input_ids)
+    return RunningTokens(encoded["input_ids"], offsets[:, 0], offsets[:, 1])

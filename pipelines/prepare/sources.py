@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pipelines.errors import InvalidKeyError
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
+from pipelines.recipe.keys.needles import NEEDLES
 from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, PrepareKeys, Source
 from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.system.listing import Listing, PassedOver, list_files
@@ -18,7 +19,7 @@ UNKNOWN_ENDING = "its ending is not known"
 
 def label_of(source: Source) -> str:
     """Returns what manifests call a source: its path as the recipe has it, or `needles`."""
-    return "needles" if isinstance(source, NeedlesSource) else printable(source.written.path)
+    return NEEDLES if isinstance(source, NeedlesSource) else printable(source.written.path)
 
 
 def files_of(source: PathSource) -> list[str]:

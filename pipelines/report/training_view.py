@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.report import charts
-from pipelines.report.blocks import Block, Chart, Heading, Row, Section, Table, TableRow, Tile
+from pipelines.report.blocks import Block, Chart, Heading, LegendEntry, Row, Section, Table, TableRow, Tile
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import count, duration, percent, short, words
 from pipelines.system import storage
@@ -31,6 +31,13 @@ _RETRIEVAL = {
         "share of all retrievable blocks that some chunk retrieves",
         True,
     ),
+}
+_FOUND_TITLE = "Needles found"
+_FOUND = {
+    # name in metrics.jsonl -> what the legend calls it, its colour
+    "retrieval_asked": ("asked", 1),
+    "retrieval_not_asked": ("not asked", 2),
+    "retrieval_chance": ("chance", 0),
 }
 
 
@@ -88,6 +95,9 @@ def _stage_blocks(stage: StageRecord, records: Records) -> list[Block]:
     retrieval = _charts(stage, records, _RETRIEVAL, size="third")
     if retrieval:
         blocks.append(Row(retrieval, across=3))
+    found = [record for record in records if "retrieval_asked" in record]
+    if found:
+        blocks.append(Row([_found_chart(stage, found), _found_table(found[-1])], across=2))
     rows = _coverage(stage)
     if rows:
         blocks.append(Row([_coverage_table(rows)]))
@@ -110,6 +120,39 @@ def _charts(
             )
             drawn.append(Chart(title, svg, note))
     return drawn
+
+
+def _found_chart(stage: StageRecord, records: Records) -> Chart:
+    drawn, legend = [], []
+    for name, (label, colour) in _FOUND.items():
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            steps, values = zip(*points, strict=True)
+            drawn.append(charts.Series(label, steps, values, colour=colour))
+            legend.append(LegendEntry(label, colour))
+    picture = charts.over_steps(drawn, label=f"{_FOUND_TITLE} of {stage.name} over steps", from_zero=True)
+    note = (
+        "share of needles whose block is among those chosen: asked above not asked is relevance, both above "
+        "chance salience"
+    )
+    return Chart(_FOUND_TITLE, picture, note, legend)
+
+
+def _found_table(record: Mapping[str, Any]) -> Table:
+    asked = record["retrieval_asked_by_head"]
+    others = record.get("retrieval_not_asked_by_head") or [[None] * len(heads) for heads in asked]
+    rows = [
+        TableRow([str(layer), str(head), *("–" if share is None else percent(share, 1) for share in shares)])
+        for layer, heads in enumerate(zip(asked, others, strict=True))
+        for head, shares in enumerate(zip(*heads, strict=True))
+    ]
+    return Table(
+        ["attention layer", "key/value head", "asked", "not asked"],
+        rows,
+        "Needles found by layer and head",
+        f"In step {count(record['step'])}.",
+        numeric=range(4),
+    )
 
 
 def _coverage(stage: StageRecord) -> Mapping[str, Mapping[str, int]]:

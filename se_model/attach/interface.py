@@ -21,6 +21,7 @@ from se_model.parallel.attention import parallel_attention
 from se_model.span import SpanConfig
 from se_model.span.decoding import decode, start_decoding
 from se_model.span.documents import DocumentBounds
+from se_model.span.statistics import running_layer
 
 INTERFACE_NAME = "expansion_span"
 
@@ -77,7 +78,8 @@ def forward(
         runs = _runs(query, attention_mask, cu_seqlens)
         if all(run.documents is None for run in runs):
             mark.attachment.require_whole_documents(module)
-        output = _attend_by_run(attention, query, key, value, runs, scaling)
+        with running_layer(mark.layer):
+            output = _attend_by_run(attention, query, key, value, runs, scaling)
         # Whether a cache is kept is not told here. Training keeps no state: its forwards may run without
         # gradients, under activation checkpointing, but never in evaluation mode.
         mark.attachment.decoding.pop(mark.layer, None)

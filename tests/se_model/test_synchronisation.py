@@ -19,6 +19,7 @@ from se_model.baselines import FullConfig, NoMemoryConfig, S2Config, SlidingWind
 from se_model.loss import causal_lm_loss, unwrap
 from se_model.parallel import ContextParallelGroup, SequenceShard
 from se_model.span import SpanConfig
+from se_model.span.cases import AskedDocument, Cases, Needle, Question
 from se_model.span.documents import DocumentBounds
 from se_model.span.statistics import record_selections
 from tests.distributed import run_distributed
@@ -42,6 +43,8 @@ ATTENTIONS: dict[str, AttentionConfig] = {
     "none": NoMemoryConfig(chunk_sizes=(4, 6)),
     "s2": S2Config(),
 }
+NEEDLE = Needle(29, 30, 31)
+ASKED = Cases(1, LENGTH, (AskedDocument(0, (NEEDLE, Needle(33, 34, 35)), (Question(46, 47, 48, NEEDLE),)),))
 TOKENS = torch.randint(3, 64, (1, LENGTH), generator=torch.Generator().manual_seed(5))
 
 
@@ -60,7 +63,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 
 def run_watched(watch: Watch, model: nn.Module, loss_of: Callable[[], torch.Tensor]) -> None:
-    with record_selections():
+    with record_selections() as record:
+        record.ask(lambda: ASKED)
         with watch.in_layers(layers_of(model)):
             loss = loss_of()
         with watch.raising():

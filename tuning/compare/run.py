@@ -33,6 +33,10 @@ def run(keys: CompareKeys, context: Context) -> Mapping[str, Any]:
     return {"headline": headline, "gap_closed": written["gap_closed"], "rows": written["rows"]}
 
 
+_RETRIEVAL = {"asked found": "asked", "others found": "not_asked", "chance": "chance"}
+"""Columns of the table, and what trainings call them."""
+
+
 def _by_variant(keys: CompareKeys, outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Returns the outcomes of each variant that has any, in the recipe's order."""
     found = {name: [one for one in outcomes if one.trial.label["variant"] == name] for name in keys.variants}
@@ -44,7 +48,8 @@ def _write(keys: CompareKeys, outcomes: Sequence[TrialResult], trials: int, outp
     by_variant = _by_variant(keys, outcomes)
     closed = _gap_closed(keys, by_variant, max(outcomes[0].recall))
     against = _differences(keys, by_variant, max(outcomes[0].recall))
-    rows = [_row(name, found, closed.get(name)) for name, found in by_variant.items()]
+    columns = _RETRIEVAL if any(one.retrieval for one in outcomes) else {}
+    rows = [_row(name, found, columns, closed.get(name)) for name, found in by_variant.items()]
     for row in rows if against else []:
         difference = against.get(row["variant"])
         row[f"less {keys.baseline}"] = difference.text(sign=True) if difference else ""
@@ -56,6 +61,7 @@ def _write(keys: CompareKeys, outcomes: Sequence[TrialResult], trials: int, outp
             "tasks": one.tasks,
             "perplexity": one.perplexity,
             "loss": one.loss,
+            "retrieval": one.retrieval,
         }
         for one in outcomes
     ]
@@ -108,12 +114,17 @@ def _differences(
     return {name: found for name, found in differences.items() if found}
 
 
-def _row(name: str, outcomes: Sequence[TrialResult], closed: float | None) -> dict[str, str]:
+def _row(
+    name: str, outcomes: Sequence[TrialResult], retrieval: Mapping[str, str], closed: float | None
+) -> dict[str, str]:
     row = {"variant": name, "runs": str(len(outcomes))}
     for length in outcomes[0].recall:
         row[f"recall at {length:,}"] = Estimate.of([outcome.recall[length] for outcome in outcomes]).text()
     for length in outcomes[0].perplexity:
         row[f"perplexity at {length:,}"] = Estimate.of([one.perplexity[length] for one in outcomes]).text(2)
+    for column, measured in retrieval.items():
+        values = [one.retrieval[measured] for one in outcomes if one.retrieval and measured in one.retrieval]
+        row[column] = Estimate.of(values).text() if values else ""
     if closed is not None:
         row["gap closed"] = f"{closed:.0%}"
     return row

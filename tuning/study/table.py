@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +20,6 @@ def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
 
     head = [line(columns), line(["-" * width for width in widths])]
     return "\n".join([*head, *(line([row.get(column, "") for column in columns]) for row in rows)]) + "\n"
-
-
-def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """Returns `mean ± standard deviation` (of the sample); a single value stands alone."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def write_study(

@@ -19,13 +19,23 @@ TRIAL_FILE = "trial.json"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The result of a trial: mean recall over the tasks, each task's recall, and perplexity, by length."""
+    """The result of a trial.
+
+    Attributes:
+        trial: what it did.
+        recall: by length, the mean over the tasks; `tasks`: each task's.
+        perplexity: by length.
+        loss: in the end of the training; None where nothing was trained.
+        retrieval: what the training's choices of blocks found in its last quarter, as the training sums it
+            up; None where it chose none, or nothing was asked.
+    """
 
     trial: Trial
     recall: Mapping[int, float]
     tasks: Mapping[int, Mapping[str, float]]
     perplexity: Mapping[int, float]
     loss: float | None
+    retrieval: Mapping[str, float] | None = None
 
 
 def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:
@@ -35,17 +45,17 @@ def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:
         return
     quiet = replace(context, name=trial.name, progress=Progress())
     inputs = dict(context.inputs)
-    loss, model = None, trial.model
+    loss, retrieval, model = None, None, trial.model
     if trial.train is not None:
         place = storage.join(folder, "model")
         storage.make_folder(place)
         result = run_training(trial.train, replace(quiet, output=place, seed=trial.seed))
         inputs[TRAINED] = StageOutput(TRAINED, "train", place, result, trial.name, trial.train)
-        loss, model = result["last_loss"], TRAINED
+        loss, retrieval, model = result["last_loss"], result.get("retrieval"), TRAINED
     scores = storage.join(folder, "scores")
     storage.make_folder(scores)
     run_evaluation(scoring.of(model), replace(quiet, output=scores, inputs=inputs))
-    record = {"trial": trial.name, "loss": loss, "label": dict(trial.label)}
+    record = {"trial": trial.name, "loss": loss, "retrieval": retrieval, "label": dict(trial.label)}
     storage.write_json_atomic(storage.join(folder, TRIAL_FILE), record)
 
 
@@ -63,4 +73,5 @@ def read_result(trial: Trial, output: str) -> TrialResult:
         tasks=tasks,
         perplexity={score["length"]: score["perplexity"] for score in scores["perplexity"]},
         loss=record["loss"],
+        retrieval=record.get("retrieval"),  # older files have none
     )

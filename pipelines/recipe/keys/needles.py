@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 RecallTask = Literal["single", "multi_key", "multi_query", "variable_tracking"]
 RECALL_TASKS: tuple[RecallTask, ...] = get_args(RecallTask)
 
+NEEDLES = "needles"
+"""What manifests call a source of these documents."""
+
 # As `pipelines.needles` writes them, which a recipe is read without; a test holds these numbers to it.
 SENTENCE_WORDS = 5
 MOST_KEYS = 64

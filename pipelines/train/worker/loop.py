@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,14 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
             "gpus": group.size if group.device.type == "cuda" else 0,
             "context_parallel": stage.context_parallel,
         }
-        steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, sharing)
+        # Choices made for a row that several workers share are not recorded.
+        seeks = corpus.manifest.holds_needles and sharing is None
+        tokenizer = group.agree(lambda: load_tokenizer(job.tokenizer)) if seeks else None
+        steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, sharing, tokenizer)
         for step in range(done + 1, stage.steps + 1):
-            record = {**steps.run(step), **shape}
-            if step in (1, stage.steps) or step % stage.log_every == 0:
+            logged = step in (1, stage.steps) or step % stage.log_every == 0
+            record = {**steps.run(step, logged=logged), **shape}
+            if logged:
                 tell(record)
                 if metrics:
                     metrics.write(record)
@@ -208,6 +212,7 @@ class _Metrics:
             "last_loss": statistics.fmean(record["loss"] for record in records[-10:]),
             "tokens_per_second": statistics.median(record["tokens_per_second"] for record in records),
             "memory_bytes": max(record["memory_bytes"] for record in records),
+            **_late_retrieval(records),
         }
 
     def __enter__(self) -> _Metrics:
@@ -215,3 +220,19 @@ class _Metrics:
 
     def __exit__(self, *problem: object) -> None:
         self._exit.close()
+
+
+_LATE = 0.75
+"""Retrieval is summed up over the steps behind this part of the training."""
+
+
+def _late_retrieval(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Returns means over the last quarter's steps in which needles were asked for; nothing without any."""
+    late = [record for record in records if record["step"] > _LATE * records[-1]["step"]]
+    asked = [record for record in late if "retrieval_asked" in record]
+    means = {}
+    for name in ("asked", "not_asked", "chance", "distinct"):
+        values = [record[f"retrieval_{name}"] for record in asked if f"retrieval_{name}" in record]
+        if values:
+            means[name] = statistics.fmean(values)
+    return {"retrieval": means} if means else {}

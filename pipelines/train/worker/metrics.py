@@ -16,7 +16,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 _NO_CURVE = ("step", "workers", "nodes", "gpus", "context_parallel")
 """Fields that describe the run and are the same at every step."""
 
-Metrics = Mapping[str, float | int]
+Metrics = Mapping[str, Any]
+"""Names and numbers; lists go into the file alone."""
 
 
 def read_metrics(place: str) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ class MetricsLog:
         self._file.write(_line(record))
         self._file.flush()
         for name, value in record.items():
-            if name not in _NO_CURVE:
+            if name not in _NO_CURVE and not isinstance(value, list):
                 self._events.add_scalar(name, value, int(record["step"]))
 
     def flush(self) -> None:

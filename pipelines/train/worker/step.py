@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pipelines.errors import EspanError, one_line
+from pipelines.needles.find import cases_in
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.worker.batches import (
     BatchPlan,
@@ -29,9 +31,13 @@ from pipelines.train.worker.engine import Engine
 from pipelines.train.worker.group import Group
 from pipelines.train.worker_groups import WorkerGroups
 from se_model.attach import set_step
+from se_model.span.cases import Cases
+from se_model.span.hits import Hits
 from se_model.span.statistics import record_selections
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from se_model.parallel import ContextParallelGroup, SequenceShard
 
 DROPOUT_STREAM = 0x64726F70
@@ -46,6 +52,7 @@ class Steps:
         packed: rows hold documents that must not see each other.
         seed: of dropout.
         sharing: the workers that share this worker's rows; None where it has rows of its own.
+        tokenizer: of rows that hold needles, which are looked for with it; None where none are looked for.
     """
 
     stage: TrainKeys
@@ -57,14 +64,17 @@ class Steps:
     packed: bool
     seed: int
     sharing: ContextParallelGroup | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def layout(self) -> WorkerGroups:
         """Who shares rows with whom."""
         return WorkerGroups(self.group.size, 1 if self.sharing is None else self.sharing.size)
 
-    def run(self, step: int) -> dict[str, float]:
+    def run(self, step: int, *, logged: bool = False) -> dict[str, Any]:
         """Runs step `step` (counted from 1) and returns its metrics, the same on every worker.
+
+        Of a step that is `logged` they say how often the needles that are asked for are retrieved.
 
         Raises:
             EspanError: loss or gradients are not finite; the weights are those of the step before if it is
@@ -76,11 +86,15 @@ class Steps:
         batches = self.plan.micro_batches(self.order, step, self.layout.group_of(self.group.rank))
         with record_selections() as selections:
             for batch in batches:
+                if logged and self.tokenizer is not None:
+                    selections.ask(partial(self._asked_in, batch, self.tokenizer))
                 own_loss += self._micro_batch(batch, targets)
                 if batch is not batches[-1]:
                     self.engine.finish_micro_batch()
         # Before the update, so that a loss that is not finite never reaches the weights.
-        everyone = self.group.gather((own_loss.item(), peak_memory(self.group.device), selections.summary()))
+        everyone = self.group.gather(
+            (own_loss.item(), peak_memory(self.group.device), selections.reach(), selections.hits())
+        )
         loss = sum(each[0] for each in everyone) / targets
         if not math.isfinite(loss):
             raise EspanError(
@@ -100,8 +114,13 @@ class Steps:
             "tokens_per_second": self.stage.tokens_per_step / (time.perf_counter() - started),
             "tokens_seen": step * self.stage.tokens_per_step,
             "memory_bytes": max(each[1] for each in everyone),
-            **{f"retrieval_{name}": value for name, value in _means(each[2] for each in everyone).items()},
+            **_retrieval(_means(each[2] for each in everyone)),
+            **_retrieval(Hits.together(each[3] for each in everyone).means()),
         }
+
+    def _asked_in(self, batch: MicroBatch, tokenizer: PreTrainedTokenizerBase) -> Cases:
+        rows = [self.corpus.row(index) for index in batch.rows]
+        return cases_in(tokenizer, rows, joined=self.packed)
 
     def _micro_batch(self, batch: MicroBatch, targets: int) -> torch.Tensor:
         """Adds one micro-batch's gradients; returns the summed loss of what this worker holds of it, `[]`.
@@ -160,3 +179,7 @@ def _means(summaries: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return (
         {name: sum(each[name] for each in present) / len(present) for name in present[0]} if present else {}
     )
+
+
+def _retrieval(means: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"retrieval_{name}": value for name, value in means.items()}

@@ -40,11 +40,14 @@ def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
 
 
 def numbers(scores: Scores) -> dict[str, Any]:
-    return scores.model_dump(include={"recall", "perplexity"})
+    return scores.model_dump(include={"recall", "perplexity", "retrieval"})
 
 
 def test_the_scores_do_not_depend_on_the_number_of_workers(evaluate: Evaluate, tmp_path: Path) -> None:
-    one, two = evaluate("one", workers=1), evaluate("two", workers=2)
+    attention = {"kind": "span", "selection": "causal", "chunk_sizes": 16, "block_size": 4, "top_k": 2}
+    one = evaluate("one", workers=1, attention=attention)
+    two = evaluate("two", workers=2, attention=attention)
+    assert one.retrieval
     assert numbers(one) == numbers(two)
     assert (tmp_path / "one/samples.jsonl").read_bytes() == (tmp_path / "two/samples.jsonl").read_bytes()
 
@@ -67,6 +70,21 @@ def test_attention_that_reaches_everything_scores_like_full_attention(evaluate: 
     full = evaluate("full").perplexity[1].loss
     assert evaluate("everything", attention=everything).perplexity[1].loss == pytest.approx(full, rel=1e-4)
     assert evaluate("nothing", attention=nothing).perplexity[1].loss != pytest.approx(full, rel=1e-4)
+
+
+def test_span_attention_tells_which_needles_it_retrieves(evaluate: Evaluate) -> None:
+    chosen = {"chunk_sizes": 16, "block_size": 4, "top_k": 2}
+    scores = evaluate(attention={"kind": "span", "selection": "causal", **chosen}, perplexity=None)
+    assert [each.length for each in scores.retrieval] == [64, 96]
+    for each in scores.retrieval:
+        assert 0 < each.chance < 1
+        assert len(each.asked_by_head) == 1
+        assert each.asked == pytest.approx(sum(each.asked_by_head[0]) / 2)
+        assert each.not_asked is not None  # variable tracking has needles that no question asks for
+    everything = {"chunk_sizes": 16, "block_size": 4, "top_k": 24}
+    scores = evaluate("all", attention={"kind": "random", **everything}, perplexity=None)
+    assert [(each.asked, each.not_asked, each.chance) for each in scores.retrieval] == [(1.0, 1.0, 1.0)] * 2
+    assert evaluate("full", perplexity=None).retrieval == ()
 
 
 def test_what_goes_wrong_in_a_worker_is_one_line(evaluate: Evaluate) -> None:

@@ -71,6 +71,15 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert Scores.read(str(tmp_path)) == scores()
 
 
+def test_what_was_retrieved_is_read_back_and_left_out_where_nothing_was(tmp_path: Path) -> None:
+    scores().write(str(tmp_path))
+    assert "retrieval" not in json.loads((tmp_path / "scores.json").read_text())
+    shares = {"length": 64, "asked": 0.5, "chance": 0.25, "asked_by_head": [[0.25, 0.75], [None, None]]}
+    retrieved = scores(retrieval=[shares])
+    retrieved.write(str(tmp_path))
+    assert Scores.read(str(tmp_path)) == retrieved
+
+
 def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(EspanError, match="run the evaluate stage"):
         Scores.read(str(tmp_path))

@@ -129,7 +129,18 @@ def write_corpus(folder: str, source: str) -> None:
         write_manifest(place, Manifest.model_validate(manifest))
 
 
-def write_training(folder: str, steps: int = 30) -> None:
+def found_at(step: int) -> dict[str, Any]:
+    """What a training on needles found, the second layer nothing."""
+    return {
+        "retrieval_asked": step / 40,
+        "retrieval_not_asked": 0.3,
+        "retrieval_chance": 0.125,
+        "retrieval_asked_by_head": [[step / 40, 0.515], [None, None]],
+        "retrieval_not_asked_by_head": [[0.255, 0.345], [None, None]],
+    }
+
+
+def write_training(folder: str, steps: int = 30, needles: bool = False) -> None:
     with MetricsLog(folder, resumed_step=0) as log:
         for step in range(1, steps + 1):
             log.write(
@@ -142,6 +153,7 @@ def write_training(folder: str, steps: int = 30) -> None:
                     "retrieval_filled": 0.8,
                     "retrieval_distance": 600.0,
                     "retrieval_distinct": 0.7,
+                    **(found_at(step) if needles else {}),
                 }
             )
     counts = {"parameters": 1000, "trainable_parameters": 250, "tensors": 4, "trainable_tensors": 1}
@@ -157,7 +169,9 @@ MakeWorkspace = Callable[..., Workspace]
 def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> MakeWorkspace:
     """Makes a workspace with its stages finished up to and including `until`."""
 
-    def make(until: str = "release", after: float = 0.75, source: str = "needles") -> Workspace:
+    def make(
+        until: str = "release", after: float = 0.75, source: str = "needles", found: bool = False
+    ) -> Workspace:
         workspace = Workspace(tmp_path_factory.mktemp("workspace") / "run")
         results: dict[str, Mapping[str, Any]] = {
             "corpus": {"headline": "36 rows"},
@@ -174,7 +188,7 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> MakeWorkspace:
         write_corpus(workspace.path("corpus"), source)
         write_scores(workspace.path("before"), "builtin:tiny", {256: 1.0, 2048: 0.25}, 9.0)
         Path(workspace.path("tuned")).mkdir()
-        write_training(workspace.path("tuned"))
+        write_training(workspace.path("tuned"), needles=found)
         write_scores(workspace.path("after"), "tuned", {256: 1.0, 2048: after}, 8.0)
         for stage, result in results.items():
             workspace.finish(stage, result)

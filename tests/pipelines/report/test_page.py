@@ -89,6 +89,23 @@ def test_charts_take_their_colours_from_the_page(html: str) -> None:
         assert "aria-label=" in chart
 
 
+def test_what_was_found_of_what_was_asked_is_one_chart_and_the_last_step_by_head(
+    html: str, make_workspace: MakeWorkspace
+) -> None:
+    assert "Needles found" not in html
+    found = Path(build(str(make_workspace(found=True).folder))).read_text(encoding="utf-8")
+    (chart,) = re.findall(r'<svg[^>]*aria-label="Needles found of tuned.*?</svg>', found, flags=re.DOTALL)
+    assert {f"var(--series-{colour})" in chart for colour in (0, 1, 2)} == {True}
+    text = " ".join(Page(found).text)
+    assert "asked above not asked is relevance" in text
+    assert "In step 30." in text
+    cells = Page(found).cells
+    at = cells.index("key/value head")
+    assert cells[at - 1 : at + 3] == ["attention layer", "key/value head", "asked", "not asked"]
+    assert cells[at + 3 : at + 11] == ["0", "0", "75.0%", "25.5%", "0", "1", "51.5%", "34.5%"]
+    assert cells[at + 11 : at + 19] == ["1", "0", "–", "–", "1", "1", "–", "–"]
+
+
 def test_the_summary_says_what_changed(html: str) -> None:
     text = " ".join(Page(html).text)
     assert "Recall at 2,048 tokens rose from 25% (before) to 75% (after)." in text

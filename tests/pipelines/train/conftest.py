@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
-from pipelines.prepare.shards import Manifest, TokenizerEntry, write_manifest, write_shard
+from pipelines.needles.compose import needle_document
+from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, write_manifest, write_shard
+from pipelines.recipe.keys.needles import NEEDLES, NeedleDocuments
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.job import TrainJob, resolve_job
 from pipelines.train.worker.group import Group
@@ -42,13 +44,43 @@ SPAN = {"kind": "span", "chunk_sizes": [16, 32], "block_size": 8, "top_k": 2}
 def write_corpus(folder: Path, rows: int = 13, length: int = 64, packing: str = "documents") -> Path:
     """Shards of random tokens whose rows hold one to three documents."""
     random = np.random.default_rng(5)
-    tokenizer = load_tokenizer("builtin:tiny")
-    folder.mkdir(parents=True)
     lengths = []
     for _ in range(rows):
         cuts = sorted({int(cut) for cut in random.integers(1, length, random.integers(0, 3))})
         lengths.append(np.diff([0, *cuts, length]).tolist() if packing == "documents" else [length])
     tokens = random.integers(0, 64, (rows, length)).astype(np.int32)
+    return _write(folder, tokens, lengths, packing)
+
+
+def write_needles(folder: Path, rows: int = 4, length: int = 64) -> Path:
+    """Shards of needle documents, two in a row."""
+    tokenizer = load_tokenizer("builtin:tiny")
+    spec = NeedleDocuments(tokens=length // 2, needles=2, questions=2)
+    documents = [
+        tokenizer(needle_document(spec, seed=5, index=index), add_special_tokens=False)["input_ids"]
+        for index in range(2 * rows)
+    ]
+    tokens = np.array(documents, np.int32).reshape(rows, length)
+    source = SourceEntry(
+        source=NEEDLES,
+        weight=None,
+        documents=2 * rows,
+        tokens=tokens.size,
+        packed_tokens=tokens.size,
+        left_out_tokens=0,
+        dropped_tokens=0,
+        rejected_documents=0,
+        encodings={},
+    )
+    return _write(folder, tokens, [[length // 2] * 2] * rows, "documents", source)
+
+
+def _write(
+    folder: Path, tokens: np.ndarray, lengths: list[list[int]], packing: str, *sources: SourceEntry
+) -> Path:
+    tokenizer = load_tokenizer("builtin:tiny")
+    rows, length = tokens.shape
+    folder.mkdir(parents=True)
     manifest = Manifest(
         split="train",
         packing=packing,
@@ -62,7 +94,7 @@ def write_corpus(folder: Path, rows: int = 13, length: int = 64, packing: str = 
             vocabulary_size=len(tokenizer),
             eos_token_id=None,
         ),
-        sources=(),
+        sources=sources,
         seed=5,
         recipe_hash="",
     )

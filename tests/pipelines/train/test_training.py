@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +22,7 @@ from pipelines.train.worker.model import training_model
 from pipelines.train.worker.step import Steps
 from se_model.attach import set_step
 from se_model.loss import causal_lm_loss
-from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus
+from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus, write_needles
 from tests.pipelines.train.trainings import metrics, plain_loop, train_silently
 
 # Sums over workers and over ZeRO's flat buffers are taken in another order than in the plain loop, in
@@ -218,6 +220,79 @@ def test_metrics_tell_what_was_retrieved_and_how_much_memory_it_took(make_job: M
     assert record["memory_bytes"] > 50_000_000
     assert summary["steps"] == 1
     assert summary["tokens"] == 256
+
+
+RETRIEVAL = ("asked", "not_asked", "chance", "asked_by_head", "not_asked_by_head")
+
+
+def found(job: TrainJob) -> list[dict[str, Any]]:
+    """What each logged step says about needles."""
+    return [
+        {name: record[f"retrieval_{name}"] for name in RETRIEVAL if f"retrieval_{name}" in record}
+        for record in read_metrics(f"{job.output}/metrics.jsonl")
+    ]
+
+
+@pytest.fixture
+def seeking(make_job: MakeJob, tmp_path: Path) -> MakeJob:
+    """Makes jobs on needle documents of 32 tokens, in chunks that ask for what lies a chunk or two before."""
+    corpus = write_needles(tmp_path / "needles")
+    attention = {"kind": "span", "chunk_sizes": [8], "block_size": 4, "top_k": 1}
+
+    def make(output: str = "out", **keys: Any) -> TrainJob:
+        return make_job(output, **{"data": str(corpus), "attention": attention, "steps": 2, **keys})
+
+    return make
+
+
+def test_metrics_tell_whether_the_needles_that_are_asked_for_are_retrieved(
+    seeking: MakeJob, alone: Group
+) -> None:
+    job = seeking(steps=8, log_every=2)
+    summary = train_silently(alone, job)
+    records = found(job)
+    assert len(records) == 5  # the first step, and every second
+    for record in records:
+        assert set(record) == set(RETRIEVAL)
+        assert 0 < record["chance"] < 1
+        assert np.shape(record["asked_by_head"]) == np.shape(record["not_asked_by_head"]) == (1, 2)
+        assert np.mean(record["asked_by_head"]) == pytest.approx(record["asked"])
+    assert set(summary["retrieval"]) == {"asked", "not_asked", "chance", "distinct"}
+    assert summary["retrieval"]["asked"] == records[-1]["asked"]  # steps 7 and 8, of which 8 is logged
+
+
+def test_every_candidate_is_found_where_all_are_chosen(seeking: MakeJob, alone: Group) -> None:
+    job = seeking(attention={"kind": "span", "chunk_sizes": [8, 16], "block_size": 4, "top_k": 8})
+    train_silently(alone, job)
+    for record in found(job):
+        assert record["asked"] == record["not_asked"] == record["chance"] == 1.0
+
+
+def test_two_workers_find_what_one_finds(seeking: MakeJob, alone: Group, two_workers: Workers) -> None:
+    """Also where a micro-batch is several rows, joined to one."""
+    one, two = seeking("one", steps=1), seeking("two", steps=1, workers=2, micro_batch_rows=2)
+    train_silently(alone, one)
+    two_workers.run(train_silently, two)
+    (by_one,), (by_two,) = found(one), found(two)
+    assert by_two.pop("chance") == pytest.approx(by_one.pop("chance"))  # a sum in another order
+    assert by_one == by_two
+    assert by_one["asked"] + by_one["not_asked"] > 0
+
+
+def test_recomputing_layers_finds_the_same(seeking: MakeJob, alone: Group) -> None:
+    kept, recomputed = seeking("kept", steps=1), seeking("again", steps=1, activation_checkpointing=True)
+    train_silently(alone, kept)
+    train_silently(alone, recomputed)
+    assert found(kept) == found(recomputed)
+
+
+def test_attention_that_chooses_nothing_and_data_without_needles_find_nothing(
+    seeking: MakeJob, make_job: MakeJob, alone: Group
+) -> None:
+    jobs = [seeking("full", steps=1, attention={"kind": "full"}), make_job("words", steps=1)]
+    for job in jobs:
+        assert "retrieval" not in train_silently(alone, job)
+        assert found(job) == [{}]
 
 
 def test_a_checkpoint_says_in_which_precision_it_was_written(make_job: MakeJob, alone: Group) -> None:

@@ -11,7 +11,10 @@ from torch import nn
 from se_model.attach import attach, get_step
 from se_model.attach.marks import MARK, Attachment, RunningCall
 from se_model.baselines import FullConfig
+from se_model.span import SpanConfig
+from se_model.span.cases import AskedDocument, Cases, Needle, Question
 from se_model.span.documents import DocumentBounds
+from se_model.span.statistics import record_selections
 from tests.se_model.tiny_models import tiny_model
 
 TOKENS = torch.arange(3, 15)[None]
@@ -40,6 +43,17 @@ def test_a_call_is_known_while_it_runs(name: str) -> None:
     assert seen == [RunningCall(0), RunningCall(1, packed=True), RunningCall(2)]
     assert attachment_of(model).call is None
     assert get_step(model) == 2
+
+
+def test_what_is_recorded_of_a_call_is_told_apart_by_layer() -> None:
+    model = attach(copy.deepcopy(tiny_model("llama")), SpanConfig(chunk_sizes=4, block_size=2, top_k=1))
+    needle = Needle(0, 0, 1)
+    cases = Cases(1, 12, (AskedDocument(0, (needle,), (Question(8, 9, 10, needle),)),))
+    with record_selections() as record:
+        record.ask(lambda: cases)
+        model(TOKENS, use_cache=False)
+    assert sorted(record.hits().layers) == list(range(model.config.num_hidden_layers))
+    assert {each.asked_cases for each in record.hits().layers.values()} == {1}
 
 
 def test_a_call_that_fails_is_forgotten() -> None:

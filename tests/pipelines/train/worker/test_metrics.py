@@ -51,5 +51,13 @@ def test_tensorboard_sees_the_same_numbers(tmp_path: Path) -> None:
     assert b"loss" in events.read_bytes()
 
 
+def test_lists_are_in_the_file_alone(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, resumed_step=0) as log:
+        log.write({"step": 1, "loss": 2.5, "by_head": [[0.5, None]]})
+    assert read_metrics(str(tmp_path / METRICS_FILE)) == [{"step": 1, "loss": 2.5, "by_head": [[0.5, None]]}]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"by_head" not in events.read_bytes()
+
+
 def test_no_file_means_no_records(tmp_path: Path) -> None:
     assert read_metrics(str(tmp_path / METRICS_FILE)) == []

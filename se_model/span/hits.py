@@ -1,0 +1,168 @@
+"""How often choices of blocks hold what they are asked for (relevance), and what they are not (salience).
+
+A layer's forward adds tensors on their device and asks it for nothing; numbers are read once, in the end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_model.span.cases import Cases, Place, Places, find_places
+from se_model.span.layout import Layout
+
+
+@dataclass(frozen=True)
+class LayerHits:
+    """Sums over a layer's cases.
+
+    Attributes:
+        asked: for each key/value head, in how many of ``asked_cases`` the choice holds the block asked for.
+        not_asked: for each head, in how many of ``not_asked_cases`` it holds a block with a needle that is
+            not asked for.
+        chance: how many of ``asked_cases`` blocks drawn at random would be expected to hold.
+    """
+
+    asked: tuple[int, ...]
+    asked_cases: int
+    not_asked: tuple[int, ...]
+    not_asked_cases: int
+    chance: float
+
+    def __add__(self, other: LayerHits) -> LayerHits:
+        return LayerHits(
+            tuple(map(sum, zip(self.asked, other.asked, strict=True))),
+            self.asked_cases + other.asked_cases,
+            tuple(map(sum, zip(self.not_asked, other.not_asked, strict=True))),
+            self.not_asked_cases + other.not_asked_cases,
+            self.chance + other.chance,
+        )
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Sums over cases, by layer; to be added over calls and workers."""
+
+    layers: Mapping[int, LayerHits] = field(default_factory=dict)
+
+    @classmethod
+    def together(cls, parts: Iterable[Hits]) -> Hits:
+        """The sums over all ``parts``, which are of the same model."""
+        layers: dict[int, LayerHits] = {}
+        for part in parts:
+            for layer, hits in part.layers.items():
+                layers[layer] = layers[layer] + hits if layer in layers else hits
+        return cls(layers)
+
+    def means(self) -> dict[str, Any]:
+        """Shares of the cases; empty where there were none.
+
+        Returns:
+            ``asked``: of the blocks asked for, those among the blocks chosen, over all layers and heads;
+            ``not_asked``: the same for candidates that are not asked for;
+            ``chance``: what ``asked`` would be for blocks drawn at random;
+            ``asked_by_head``, ``not_asked_by_head``: lists, for each layer in order, of one share for each
+            head; None for layers without cases. ``not_asked`` and its list are absent without such cases.
+        """
+        layers = [self.layers[layer] for layer in sorted(self.layers)]
+        asked_cases = sum(each.asked_cases for each in layers)
+        if not asked_cases:
+            return {}
+        means: dict[str, Any] = {
+            "asked": _mean(layers, lambda each: (each.asked, each.asked_cases)),
+            "chance": sum(each.chance for each in layers) / asked_cases,
+            "asked_by_head": [_by_head(each.asked, each.asked_cases) for each in layers],
+        }
+        if any(each.not_asked_cases for each in layers):
+            means["not_asked"] = _mean(layers, lambda each: (each.not_asked, each.not_asked_cases))
+            means["not_asked_by_head"] = [_by_head(each.not_asked, each.not_asked_cases) for each in layers]
+        return means
+
+
+def _mean(layers: Sequence[LayerHits], of: Callable[[LayerHits], tuple[tuple[int, ...], int]]) -> float:
+    sums = [of(each) for each in layers]
+    return sum(sum(hits) for hits, _ in sums) / sum(len(hits) * cases for hits, cases in sums)
+
+
+def _by_head(hits: Sequence[int], cases: int) -> list[float | None]:
+    return [each / cases if cases else None for each in hits]
+
+
+class HitCounter:
+    """Counts hits by layer, one forward call after another; ``ask`` says what is asked in the next."""
+
+    def __init__(self) -> None:
+        self._find: Callable[[], Cases] | None = None
+        self._cases: Cases | None = None
+        self._places: dict[Layout, _DevicePlaces] = {}
+        self._asked: dict[int, list[Tensor]] = defaultdict(list)
+        self._not_asked: dict[int, list[Tensor]] = defaultdict(list)
+        self._counts: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
+
+    def ask(self, find: Callable[[], Cases]) -> None:
+        """Takes the cases of the forward calls to come, found when the first choice is made.
+
+        A call that makes no choice never looks for any.
+        """
+        self._find, self._cases = find, None
+        self._places.clear()
+
+    def add(self, blocks: Tensor, layout: Layout, top_k: int, layer: int) -> None:
+        """Adds the choices of one layer. blocks: int64 [B, G, choices, K], -1 for none."""
+        if self._find is None:
+            return
+        if self._cases is None:
+            self._cases = self._find()
+        if not self._cases.documents:
+            return
+        if (self._cases.rows, self._cases.tokens) != (blocks.shape[0], layout.bounds[-1]):
+            return  # A part of the call, its padding cut off: tokens are counted differently there.
+        if layout not in self._places:
+            self._places[layout] = _DevicePlaces.of(find_places(self._cases, layout), blocks.device)
+        places = self._places[layout]
+        self._asked[layer].append(_hits(blocks, places.asked))
+        self._not_asked[layer].append(_hits(blocks, places.not_asked))
+        counts = len(places.found.asked), len(places.found.not_asked), places.found.chance(top_k)
+        self._counts[layer].append(counts)
+
+    def hits(self) -> Hits:
+        """What was counted so far."""
+        layers = {}
+        for layer, counts in self._counts.items():
+            asked, not_asked = (
+                tuple(torch.stack(each[layer]).sum(0).tolist()) for each in (self._asked, self._not_asked)
+            )
+            asked_cases, not_asked_cases, chance = map(sum, zip(*counts, strict=True))
+            layers[layer] = LayerHits(asked, int(asked_cases), not_asked, int(not_asked_cases), chance)
+        return Hits(layers)
+
+
+@dataclass(frozen=True)
+class _DevicePlaces:
+    """The places, and their numbers on a device as int64 [N, 3]."""
+
+    found: Places
+    asked: Tensor
+    not_asked: Tensor
+
+    @classmethod
+    def of(cls, found: Places, device: torch.device) -> _DevicePlaces:
+        return cls(found, _on_device(found.asked, device), _on_device(found.not_asked, device))
+
+
+def _on_device(places: Sequence[Place], device: torch.device) -> Tensor:
+    return torch.tensor(places, dtype=torch.int64).reshape(-1, 3).to(device, non_blocking=True)
+
+
+def _hits(blocks: Tensor, places: Tensor) -> Tensor:
+    """For each head, in how many places its choice holds the block.
+
+    blocks: [B, G, choices, K]; places: [N, 3] -> int64 [G].
+    """
+    row, choice, block = places.unbind(1)
+    return (blocks[row, :, choice] == block[:, None, None]).any(-1).sum(0)
