@@ -35,7 +35,7 @@ class TrialResult:
     tasks: Mapping[int, Mapping[str, float]]
     perplexity: Mapping[int, float]
     loss: float | None
-    retrieval: Mapping[str, float] | None = None
+    retrieval: Mapping[str, Any] | None = None
 
 
 def run_trial(trial: Trial, scoring: Scoring, context: Context) -> None:

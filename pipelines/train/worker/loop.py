@@ -226,13 +226,21 @@ _LATE = 0.75
 """Retrieval is summed up over the steps behind this part of the training."""
 
 
-def _late_retrieval(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def _late_retrieval(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Returns means over the last quarter's steps in which needles were asked for; nothing without any."""
     late = [record for record in records if record["step"] > _LATE * records[-1]["step"]]
     asked = [record for record in late if "retrieval_asked" in record]
-    means = {}
-    for name in ("asked", "not_asked", "chance", "distinct"):
+    means: dict[str, Any] = {}
+    for name in ("asked", "not_asked", "chance", "distinct", "asked_by_head", "not_asked_by_head"):
         values = [record[f"retrieval_{name}"] for record in asked if f"retrieval_{name}" in record]
         if values:
-            means[name] = statistics.fmean(values)
+            means[name] = _mean(values)
     return {"retrieval": means} if means else {}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Returns the mean of numbers, or of lists of them, entry by entry, leaving out what is None."""
+    if isinstance(values[0], list):
+        return [_mean(entries) for entries in zip(*values, strict=True)]
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if numbers else None

@@ -257,7 +257,8 @@ def test_metrics_tell_whether_the_needles_that_are_asked_for_are_retrieved(
         assert 0 < record["chance"] < 1
         assert np.shape(record["asked_by_head"]) == np.shape(record["not_asked_by_head"]) == (1, 2)
         assert np.mean(record["asked_by_head"]) == pytest.approx(record["asked"])
-    assert set(summary["retrieval"]) == {"asked", "not_asked", "chance", "distinct"}
+    lists = {"asked_by_head", "not_asked_by_head"}
+    assert set(summary["retrieval"]) == {"asked", "not_asked", "chance", "distinct"} | lists
     assert summary["retrieval"]["asked"] == records[-1]["asked"]  # steps 7 and 8, of which 8 is logged
 
 
