@@ -80,6 +80,7 @@ def _plan(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, s
     dealt = f"{keys.groups} workers" if keys.context_parallel == 1 else _groups_text(keys.groups)
     return {
         **(plan_of_model(keys.model, context) if isinstance(keys.model, str) else {"model": "new"}),
+        "attention": keys.attention.text,
         "shapes": f"{rows} rows of {corpus.length:,} tokens a step: {dealt} "
         f"x {micro_batches} micro-batches x {keys.micro_batch_rows} rows",
         "length": f"{keys.steps:,} steps, {keys.steps * keys.tokens_per_step:,} tokens",

@@ -57,6 +57,7 @@ def run(keys: TrainKeys, context: Context) -> dict[str, Any]:
     job = resolve_job(keys, context, choice.precision)
     context.progress.message(f"{context.name}: workers: {workers}")
     context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+    context.progress.message(f"{context.name}: attention: {keys.attention.text}")
     live = LiveProgress(
         context.progress,
         context.name,

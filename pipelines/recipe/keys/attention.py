@@ -27,6 +27,11 @@ class AttentionSection(Section):
         """The sizes of the chunks that tokens attend in; none where the attention has no chunks."""
         return ()
 
+    @property
+    def text(self) -> str:
+        """What is computed, for plans and progress."""
+        return self.kind
+
 
 class _Chunked(AttentionSection):
     """Attention inside chunks.
@@ -42,6 +47,11 @@ class _Chunked(AttentionSection):
     def chunks(self) -> tuple[int, ...]:
         """The `chunk_sizes`."""
         return self.chunk_sizes
+
+    @property
+    def text(self) -> str:
+        """With the size of the chunks."""
+        return f"{self.kind}, chunks of {' or '.join(f'{size:,}' for size in self.chunk_sizes)}"
 
     @field_validator("chunk_sizes", mode="before", json_schema_input_type=int | tuple[PositiveInt, ...])
     @classmethod
@@ -59,6 +69,11 @@ class _Retrieving(_Chunked):
 
     block_size: PositiveInt = 32
     top_k: NonNegativeInt = 8
+
+    @property
+    def text(self) -> str:
+        """With what a chunk retrieves."""
+        return f"{super().text}, {self.top_k} blocks of {self.block_size} for each"
 
     @model_validator(mode="after")
     def _chunks_are_whole_blocks(self) -> _Retrieving:
@@ -146,6 +161,18 @@ class SpanSection(_Retrieving):
     selection: Literal["chunk", "causal"] = "chunk"
     refresh: PositiveInt | None = None
     backend: str = "auto"
+
+    @property
+    def text(self) -> str:
+        """With how blocks are chosen."""
+        queries = self.queries
+        if queries == "all":
+            judges = "all queries"
+        elif isinstance(queries, Stride):
+            judges = f"one query in {queries.stride}"
+        else:
+            judges = f"{queries.representative} representative queries"
+        return f"{super().text}, chosen by {self.summary}, {self.relevancy} and {judges} ({self.selection})"
 
     @model_validator(mode="before")
     @classmethod

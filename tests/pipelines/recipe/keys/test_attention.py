@@ -92,6 +92,30 @@ def test_rules_and_the_words_they_stand_for_are_the_model_s() -> None:
     assert set(RULES) == set(se_model.span.rules.RULES)
 
 
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"kind": "full"}, "full"),
+        ({"kind": "none", "chunk_sizes": 64}, "none, chunks of 64"),
+        (
+            {"kind": "random", "chunk_sizes": [64, 2048], "block_size": 16, "top_k": 2},
+            "random, chunks of 64 or 2,048, 2 blocks of 16 for each",
+        ),
+        (
+            {"kind": "span", "chunk_sizes": 64, "queries": {"stride": 4}},
+            "span, chunks of 64, 8 blocks of 32 for each, "
+            "chosen by key_bounds, mass and one query in 4 (chunk)",
+        ),
+        (
+            {"kind": "span", "chunk_sizes": 64, "rule": "paper", "selection": "causal"},
+            "span, chunks of 64, 8 blocks of 32 for each, chosen by attention, sum and all queries (causal)",
+        ),
+    ],
+)
+def test_attention_is_told_in_one_line(keys: dict[str, Any], text: str) -> None:
+    assert parse(keys).text == text
+
+
 def test_a_rule_is_dumped_as_its_words() -> None:
     dumped = parse({"kind": "span", "rule": "paper"}).model_dump()
     assert dumped == parse({"kind": "span", **RULES["paper"]}).model_dump()
