@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,12 +34,16 @@ app = typer.Typer(add_completion=False)
 def collect(workspace: Path) -> dict[str, Any]:
     """The results of every study of a run, with the machine and the versions that they were measured with.
 
+    Studies that have no result yet are left out.
+
     Raises:
-        FileNotFoundError: if a study has not begun; names its file.
+        FileNotFoundError: if none has any; names the workspace.
     """
-    studies = {name: json.loads((workspace / name / RESULTS_FILE).read_text()) for name in STUDIES}
-    first = next(workspace.glob("*/*/scores/scores.json"))
-    scores = json.loads(first.read_text())
+    found = {name: workspace / name / RESULTS_FILE for name in STUDIES}
+    studies = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+    if not studies:
+        raise FileNotFoundError(errno.ENOENT, "no study has a result", str(workspace))
+    scores = json.loads(next(workspace.glob("*/*/scores/scores.json")).read_text())
     return {
         "format": FORMAT,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,7 +58,10 @@ def tables(result: Mapping[str, Any]) -> str:
     """Every study's table in Markdown, and what is missing of those that have not finished."""
     parts = []
     for name, heading in STUDIES.items():
-        study = result["studies"][name]
+        study = result["studies"].get(name)
+        if study is None:
+            parts.append(heading.removesuffix(":") + ": not run yet.")
+            continue
         missing = study["trials"] - study["finished"]
         note = f" ({missing} of {study['trials']} trainings are missing)" if missing else ""
         parts += [heading.removesuffix(":") + note + ":", _table(study["rows"])]
@@ -77,7 +85,7 @@ def main(
         result = collect(workspace)
     except FileNotFoundError as error:
         raise typer.BadParameter(
-            f"{error.filename}: there is no such file; espan run pipelines/recipes/miniature.yaml makes it"
+            f"{error.filename}: {error.strerror}; espan run pipelines/recipes/miniature.yaml makes them"
         ) from error
     write_json_atomic(str(OUTPUT), result)
     README.write_text(rewrite_miniature(README.read_text(), result))

@@ -7,9 +7,20 @@ import sys
 
 import pytest
 
+from benchmarks import miniature
 from benchmarks.context_parallel import OUTPUT
 from benchmarks.plots import cost_figure, floor_figure
-from benchmarks.readme import BEGIN, END, README, RESULTS, newest_results, rewrite, rewrite_shared, section
+from benchmarks.readme import (
+    BEGIN,
+    END,
+    README,
+    RESULTS,
+    newest_results,
+    rewrite,
+    rewrite_miniature,
+    rewrite_shared,
+    section,
+)
 from benchmarks.targets import TARGETS
 from tests.benchmarks.conftest import ROOT
 
@@ -18,6 +29,8 @@ def test_the_readme_is_in_step_with_the_committed_results():
     text = README.read_text()
     assert rewrite(text, RESULTS) == text, "run python -m benchmarks.readme"
     assert rewrite_shared(text, json.loads(OUTPUT.read_text())) == text, "run python -m benchmarks.readme"
+    small = json.loads(miniature.OUTPUT.read_text())
+    assert rewrite_miniature(text, small) == text, "run python -m benchmarks.readme"
     for path, result in newest_results(RESULTS):
         assert f"results/{path.name}" in text
         assert result["results"]
