@@ -40,20 +40,21 @@ def attend(
 @torch.no_grad()
 def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """The ids of the blocks that each choice retrieves; as ``selection.choose.choose_blocks``."""
-    from se_model.span.kernels import launch
+    from se_model.span.kernels import launch_choice as launch
 
     width = min(options.top_k, layout.most_candidates)
     if width == 0:
         return torch.empty(*k.shape[:2], layout.choices, 0, dtype=torch.int64, device=k.device)
-    if not launch.can_choose(q, layout.block_size, width) or not (
-        options.sums and options.summary != "key_bounds"
-    ):
+    if not launch.can_choose(q, layout, options, width):
         return choose_with_torch(q, k, v, layout, options)
     q, k, v = (with_dense_rows(x) for x in (q, k, v))
     with torch.cuda.device_of(q):
         summaries = launch.summarise(q, k, v, layout, options, upcast=_upcast(q))
-        sums = launch.sum_queries(q, layout)
-        return launch.choose(sums, summaries, layout, options, k.shape[1], width)
+        if options.sums:
+            sums = launch.sum_queries(q, layout, options)
+            return launch.choose(sums, summaries, layout, options, k.shape[1], width)
+        judges = launch.find_judges(q, layout, options)
+        return launch.choose_judged(q, summaries, judges, layout, options, k.shape[1], width)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -60,6 +60,16 @@ def choose_tiling(block_d: int, dtype: torch.dtype, *, interpreted: bool) -> Til
     return tilings[max(min(tilings), block_d * dtype.itemsize)]
 
 
+def judging_tile(block_d: int, *, interpreted: bool) -> Tile:
+    """The tile of kernels that compare queries with summaries ("keys"), for rows of ``block_d`` numbers.
+
+    In float32 without tensor cores more rows at a time would not stay in registers, as ptxas reports it.
+    """
+    if interpreted:
+        return Tile(16, 8, 4, 1)
+    return Tile(16, 64, 4, 2) if block_d <= 128 else Tile(16, 32, 8, 2)
+
+
 def tile_of(rows: int, largest: int | None = None) -> int:
     """A tile for ``rows`` rows: a power of two of at least 16, the least that tl.dot takes."""
     tile = max(16, triton.next_power_of_2(rows))
@@ -176,6 +186,37 @@ def candidate_table(layout: Layout, device: torch.device) -> Tensor:
         2,
         device,
     )
+
+
+@lru_cache(maxsize=256)
+def judged_choices(layout: Layout, shift: int, device: torch.device) -> Tensor:
+    """(choice, first query that may judge, end, first candidate, end) of the choices with candidates.
+
+    The queries are those of the choice ``shift`` before, of the same document: int32 [choices, 5].
+    """
+    return _table(
+        (
+            (
+                document.first_choice + choice,
+                *_choice(layout, document.start, document.end, choice - shift),
+                document.first_block,
+                document.first_block + layout.candidates(choice),
+            )
+            for document in layout.documents
+            for choice in range(layout.choices_of(document))
+            if layout.candidates(choice)
+        ),
+        5,
+        device,
+    )
+
+
+@lru_cache(maxsize=256)
+def judge_table(layout: Layout, shift: int, step: int, device: torch.device) -> Tensor:
+    """Of every judged choice each ``step``-th query, the first included, then -1: int32 [choices, judges]."""
+    _, first, end, _, _ = judged_choices(layout, shift, device).split(1, dim=1)
+    tokens = first + torch.arange(0, layout.refresh, step, dtype=torch.int32, device=device)
+    return tokens.masked_fill_(tokens >= end, -1)
 
 
 def _choice(layout: Layout, start: int, end: int, choice: int) -> tuple[int, int]:

@@ -18,12 +18,15 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from se_model.span.kernels import backward, forward, selection, tables
+from se_model.span.kernels import backward, forward, judging, launch_choice, selection, tables
+from se_model.span.rules import SUMMARIES
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 ROWS = ("q", "k", "v", "out", "grad", "for_q", "for_k", "for_v")
 FLOATS = ("normalisers", "deltas", "sums", "summaries")
-INTEGERS = ("tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates")
+INTEGERS = (
+    "tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates", "tokens", "judged"
+)  # fmt: skip
 TOP_K = 8
 
 
@@ -43,18 +46,36 @@ def settings(width: int, dtype: torch.dtype, block_size: int) -> list[tuple[Any,
         )
     ]
     ways.append((backward.span_gradients_kernel, span, both.warps, both.stages))
-    small = {
-        "BLOCK_M": 64, "BLOCK_S": block_size, "BLOCK_T": 16, "BLOCK_U": 64, "MEAN_KEY": False,
-        "SHARING": 1, "SUMMARY_SHARING": 1, "SHIFT": 0,
+    return [
+        (kernel, common | own, warps, stages)
+        for kernel, own, warps, stages in [*ways, *choosing(tiling, block_size, block_d)]
+    ]
+
+
+def choosing(
+    tiling: tables.Tiling, block_size: int, block_d: int
+) -> list[tuple[Any, dict[str, Any], int, int]]:
+    """As ``settings``, of the kernels that choose blocks: what `launch_choice.py` may ask of them at most."""
+    sizes = {
+        "BLOCK_M": 64, "BLOCK_S": tables.tile_of(block_size), "BLOCK_T": tiling.choices,
+        "BLOCK_U": tiling.blocks, "SHARING": 4, "SUMMARY_SHARING": 1, "SHIFT": 0,
     }  # fmt: skip
-    for kernel in (
-        backward.delta_kernel,
-        selection.summarise_kernel,
-        selection.sum_queries_kernel,
-        selection.choose_kernel,
-    ):
-        ways.append((kernel, small, 4, 3))
-    return [(kernel, common | own, warps, stages) for kernel, own, warps, stages in ways]
+    tile = tables.judging_tile(block_d, interpreted=False)
+    judging_sizes = {"BLOCK_R": tile.queries, "BLOCK_U": tile.keys, "BOUNDS": False}
+    bounds = judging_sizes | {"BOUNDS": True, "SUMMARY_SHARING": 2}
+    most = {"BLOCK_WIDTH": launch_choice.MOST_KEPT}
+    farthest = {"BLOCK_M": max(16, launch_choice.DOUBLES_AT_ONCE // block_d)}
+    ways = [
+        (backward.delta_kernel, {}, 4, 3),
+        *((selection.summarise_kernel, {"SUMMARY": summary}, 4, 3) for summary in SUMMARIES),
+        (selection.sum_queries_kernel, {"PARTS": True}, 4, 3),
+        *((selection.choose_kernel, kept, 4, 3) for kept in ({}, most)),
+        (judging.representatives_kernel, farthest | most, 4, 3),
+        (judging.normalise_kernel, bounds, tile.warps, tile.stages),
+        (judging.choose_judged_kernel, bounds | most | {"RELEVANCY": "mass"}, tile.warps, tile.stages),
+        (judging.choose_judged_kernel, judging_sizes | {"RELEVANCY": "max"}, tile.warps, tile.stages),
+    ]
+    return [(kernel, sizes | way, warps, stages) for kernel, way, warps, stages in ways]
 
 
 def compile_kernel(
@@ -85,6 +106,7 @@ def compile_kernel(
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
         "kernel": kernel.__name__,
+        "way": {name: value for name, value in constants.items() if name in names},
         "shared": compiled.metadata.shared,
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]),

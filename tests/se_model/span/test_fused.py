@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from se_model.span import se_attention, select_blocks
+from se_model.span.rules import RELEVANCIES, SUMMARIES, Queries
 from tests.tolerances import BY_DTYPE, within
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,6 +33,8 @@ class Case:
     selection: str = "chunk"
     refresh: int | None = None
     summary: str = "attention"
+    relevancy: str = "sum"
+    queries: Queries = "all"
     dtype: torch.dtype = torch.float32
     batch: int = 1
 
@@ -39,7 +42,8 @@ class Case:
     def options(self) -> dict[str, object]:
         return {
             "chunk_size": self.chunk, "block_size": self.block, "top_k": self.top_k, "summary": self.summary,
-            "selection": self.selection, "refresh": self.refresh,
+            "relevancy": self.relevancy, "queries": self.queries, "selection": self.selection,
+            "refresh": self.refresh,
             "cu_seqlens": torch.tensor(self.bounds) if len(self.bounds) > 2 else None,
         }  # fmt: skip
 
@@ -49,6 +53,7 @@ class Case:
         return "-".join(f"{name}={value}" for name, value in changed.items()) or "default"
 
 
+BY_JUDGES = Case(summary="key_bounds", relevancy="mass", queries={"representative": 5})
 CASES = [
     Case(),
     *(Case(width=width) for width in (64, 80, 96, 128)),
@@ -71,6 +76,19 @@ CASES = [
     *(Case(selection="causal", refresh=refresh, bounds=(0, 140)) for refresh in (None, 8, 64)),
     Case(selection="causal", refresh=24, chunk=48, bounds=(0, 30, 160)),
     Case(summary="mean_key", heads=4, groups=2),
+    Case(summary="key_bounds", heads=4, groups=2),
+    BY_JUDGES,
+    replace(BY_JUDGES, heads=6, groups=2, batch=2, bounds=(0, 100)),
+    replace(BY_JUDGES, heads=4, groups=2, bounds=(0, 30, 150), selection="causal"),
+    # Judges and blocks of several tiles, the last not full.
+    replace(BY_JUDGES, queries="all", block=4, top_k=12, chunk=20, refresh=20, selection="causal"),
+    replace(BY_JUDGES, summary="attention", heads=4, queries={"stride": 3}, block=4, bounds=(0, 140)),
+    replace(BY_JUDGES, summary="mean_key", heads=4, groups=1, relevancy="max", queries={"stride": 3}),
+    # More representatives are kept than a tile has queries.
+    replace(BY_JUDGES, width=256, queries={"representative": 20}, bounds=(0, 140), dtype=torch.bfloat16),
+    replace(BY_JUDGES, block=128, chunk=128, bounds=(0, 300), heads=1, groups=1, relevancy="sum"),
+    # More than the kernels keep: the choice is torch's.
+    replace(BY_JUDGES, block=8, chunk=80, queries={"representative": 65}, bounds=(0, 170)),
     *(
         pytest.param(
             replace(
@@ -82,6 +100,22 @@ CASES = [
         )
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
         for width in (32, 64, 80, 96, 128, 256)
+        for selection in ("chunk", "causal")
+    ),
+    *(
+        pytest.param(
+            replace(
+                Case(bounds=(0, 700, 2500), heads=4, groups=2, chunk=1024, block=32, top_k=8, width=128),
+                summary=summary,
+                relevancy=relevancy,
+                queries=queries,
+                selection=selection,
+            ),
+            marks=GPU,
+        )
+        for summary in SUMMARIES
+        for relevancy in RELEVANCIES
+        for queries in ("all", {"representative": 16}, {"stride": 32})
         for selection in ("chunk", "causal")
     ),
     pytest.param(Case(bounds=(0, 700, 701, 3000), chunk=512, block=128, top_k=5), marks=GPU),
@@ -148,8 +182,8 @@ def test_two_runs_agree_to_the_last_bit(case):
         assert torch.equal(one, other)
 
 
-def test_memory_layout_makes_no_difference():
-    case = Case(bounds=(0, 100))
+@pytest.mark.parametrize("case", [Case(bounds=(0, 100)), replace(BY_JUDGES, bounds=(0, 100))], ids=str)
+def test_memory_layout_makes_no_difference(case):
     inputs = inputs_of(case)
     expected = se_attention(*inputs, **case.options, backend="fused")
     # The head dimension strided, and a gradient that is one number seen everywhere.

@@ -39,6 +39,30 @@ def test_a_choice_worked_by_hand(backend):
     assert blocks.tolist() == [[[[-1, -1], [0, 1], [0, 2]]]]
 
 
+# Chunk 2 has blocks 0 to 3, whose keys lie in 0..2, 4..6, -3..-3 and -4..2.
+@pytest.mark.parametrize(
+    ("number", "selection", "expected"),
+    [
+        # -3, the farthest from the mean 0, may reach 0, -12, 9, 12.
+        (1, "chunk", [2, 3]),
+        # The first 1 judges, too: 2, 6, -3, 2. Shares of -3: 0, 0, 0.05, 0.95; of 1: 0.02, 0.96, 0, 0.02.
+        (2, "chunk", [1, 3]),
+        # The 3s of chunk 1 are all at their mean, so the first judges: 6, 18, -9, 6. Block 0 comes before 3.
+        (1, "causal", [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["naive", "sdpa", "fused"])
+def test_a_choice_by_the_mass_of_bounds_worked_by_hand(backend, number, selection, expected):
+    k = torch.tensor([0.0, 2, 4, 6, -3, -3, 2, -4, 5, 5, 5, 5]).view(1, 1, 12, 1)
+    q = torch.tensor([7.0, 7, 7, 7, 3, 3, 3, 3, 1, 1, 1, -3]).view(1, 1, 12, 1)
+    blocks = select_blocks(
+        q, k, k, chunk_size=4, block_size=2, top_k=2, scale=1.0, summary="key_bounds", relevancy="mass",
+        queries={"representative": number}, selection=selection,
+        refresh=4 if selection == "causal" else None, backend=backend,
+    )  # fmt: skip
+    assert blocks.tolist() == [[[[-1, -1], [0, 1], expected]]]
+
+
 @pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("scale", [0.02, 4.0])
 def test_the_attention_summary_is_the_mean_of_the_block_s_attention_over_itself(draw, backend, scale):

@@ -1,0 +1,148 @@
+"""Starts the kernels that choose memory blocks: allocates their results, and lays out their arguments."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from se_model.span.kernels import judging, selection, tables
+from se_model.span.kernels.arguments import kept_tile, row_tile, scale_base_2, strides_of, tiling_for
+from se_model.span.layout import Layout
+from se_model.span.options import SpanOptions
+from se_model.span.selection.summaries import summary_heads
+from se_model.span.triton_package import is_interpreting
+
+# Rows that a program sums at a time; it is bound by memory, not by arithmetic.
+_SUMMED_AT_ONCE = 64
+# What the kernels may hold in a GPU's shared memory or registers: blocks or queries kept as the best so far,
+# and, for the attention over a block that is its summary, bytes of the block's rows.
+MOST_KEPT = 64
+_MOST_BLOCK_BYTES = 64 * 1024
+# Numbers in float64 that a program holds at a time, where each takes two registers.
+DOUBLES_AT_ONCE = 4096
+
+
+def can_choose(q: Tensor, layout: Layout, options: SpanOptions, width: int) -> bool:
+    """Whether the kernels serve queries q [B, H, L, D] that each choose ``width`` blocks."""
+    block_bytes = tables.tile_of(layout.block_size) * row_tile(q) * q.element_size()
+    fits = options.summary != "attention" or block_bytes <= _MOST_BLOCK_BYTES
+    number = options.queries.number if _ranks_queries(layout, options) else 0
+    return fits and max(width, number) <= MOST_KEPT
+
+
+def summarise(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions, *, upcast: bool
+) -> Tensor:
+    """Summaries as ``selection.summaries.summarise``, of all blocks of the row, in float32: [B, heads, U, D].
+
+    Zeros for blocks that nobody can choose.
+    """
+    programs = q.shape[1] if options.summary == "attention" else k.shape[1]
+    blocks = tables.retrievable_blocks(layout, q.device)
+    shape = (
+        q.shape[0], summary_heads(options.summary, q.shape[1], k.shape[1]), layout.blocks, q.shape[3]
+    )  # fmt: skip
+    # Zeros, not unwritten memory: an infinity or NaN that is read beside a candidate would spoil it.
+    summaries = torch.zeros(shape, dtype=torch.float32, device=q.device)
+    selection.summarise_kernel[(len(blocks), q.shape[0] * programs)](
+        q, k, v, summaries, blocks, *strides_of(q, k, v), layout.blocks, programs, k.shape[1],
+        scale_base_2(q, options), q.shape[3], layout.block_size, row_tile(q),
+        tables.tile_of(layout.block_size), options.summary, upcast,
+        num_warps=8 if row_tile(q) * q.element_size() > 512 else 4,
+    )  # fmt: skip
+    return summaries
+
+
+def sum_queries(q: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
+    """Sums of choices' queries as ``selection.summaries.sum_queries``: float32 [B, heads, choices, D]."""
+    batch, heads, _, width = q.shape
+    parts = 2 if options.summary == "key_bounds" else 1
+    sums = torch.empty(batch, parts * heads, layout.choices, width, dtype=torch.float32, device=q.device)
+    selection.sum_queries_kernel[(layout.choices, batch * heads)](
+        q, sums, tables.choice_table(layout, q.device), *strides_of(q), layout.choices, heads, parts == 2,
+        width, row_tile(q), tables.tile_of(layout.refresh, _SUMMED_AT_ONCE),
+    )  # fmt: skip
+    return sums
+
+
+def choose(
+    sums: Tensor, summaries: Tensor, layout: Layout, options: SpanOptions, groups: int, width: int
+) -> Tensor:
+    """The ``width`` most relevant candidates of every choice, by sums: int64 [B, G, choices, width].
+
+    sums: as ``sum_queries`` returns them; summaries: as ``summarise`` does.
+    """
+    batch, heads, choices, _ = sums.shape
+    chosen = torch.empty(batch, groups, choices, width, dtype=torch.int64, device=sums.device)
+    kept, tiling = kept_tile(width), tiling_for(sums)
+    selection.choose_kernel[(triton.cdiv(choices, tiling.choices), batch * groups)](
+        sums, summaries, tables.candidate_table(layout, sums.device), chosen,
+        summaries.shape[2], choices, width, heads // groups, summaries.shape[1] // groups,
+        int(options.causal), sums.shape[3], row_tile(sums), tiling.choices, max(tiling.blocks, kept), kept,
+    )  # fmt: skip
+    return chosen
+
+
+def find_judges(q: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
+    """The tokens that judge for every judged choice, ascending, then -1: int32 [choices, R], for all heads.
+
+    Of representatives each head has its own: [B, H, choices, R].
+    """
+    if not _ranks_queries(layout, options):
+        step = options.queries.number if options.queries.kind == "stride" else 1
+        return tables.judge_table(layout, int(options.causal), step, q.device)
+    (batch, heads, _, width), number = q.shape, options.queries.number
+    judged = tables.judged_choices(layout, int(options.causal), q.device)
+    tokens = torch.empty(batch, heads, len(judged), number, dtype=torch.int32, device=q.device)
+    size = tables.tile_of(layout.refresh, DOUBLES_AT_ONCE // row_tile(q))
+    judging.representatives_kernel[(len(judged), batch * heads)](
+        q, tokens, judged, *strides_of(q), len(judged), number, heads,
+        width, row_tile(q), size, kept_tile(number),
+    )  # fmt: skip
+    return tokens
+
+
+def choose_judged(
+    q: Tensor,
+    summaries: Tensor,
+    tokens: Tensor,
+    layout: Layout,
+    options: SpanOptions,
+    groups: int,
+    width: int,
+) -> Tensor:
+    """As ``choose``, each judging query compared with every candidate.
+
+    q: [B, H, L, D]; summaries: as ``summarise`` returns them; tokens: as ``find_judges`` does.
+    """
+    batch, heads, judges = *q.shape[:2], tokens.shape[-1]
+    judged = tables.judged_choices(layout, int(options.causal), q.device)
+    tile = tables.judging_tile(row_tile(q), interpreted=is_interpreting())
+    rows = tables.tile_of(judges, tile.queries)
+    run = {"num_warps": tile.warps, "num_stages": tile.stages}
+    strides = (*strides_of(q), tokens.stride(1) if tokens.ndim == 4 else 0)
+    sharing = (heads // groups, summaries.shape[1] // groups, options.summary == "key_bounds")
+    scale, sizes = scale_base_2(q, options), (q.shape[3], row_tile(q), rows, tile.keys)
+    # Read under "mass" alone.
+    normalisers = summaries
+    if options.relevancy == "mass":
+        shape = (batch, heads, len(judged), judges)
+        normalisers = torch.empty(shape, dtype=torch.float32, device=q.device)
+        judging.normalise_kernel[(len(judged) * triton.cdiv(judges, rows), batch * heads)](
+            q, summaries, tokens, judged, normalisers, *strides,
+            summaries.shape[2], len(judged), judges, heads, scale, *sharing, *sizes, **run,
+        )  # fmt: skip
+    shape = (batch, groups, layout.choices, width)
+    chosen = torch.full(shape, -1, dtype=torch.int64, device=q.device)
+    judging.choose_judged_kernel[(len(judged), batch * groups)](
+        q, summaries, tokens, judged, normalisers, chosen, *strides,
+        summaries.shape[2], len(judged), layout.choices, judges, width, heads, scale,
+        *sharing, options.relevancy, *sizes, kept_tile(width), **run,
+    )  # fmt: skip
+    return chosen
+
+
+def _ranks_queries(layout: Layout, options: SpanOptions) -> bool:
+    """Whether the judges are to be found: representatives, and fewer than a choice has queries."""
+    return options.queries.kind == "representative" and options.queries.number < layout.refresh
