@@ -24,7 +24,11 @@ DOUBLES_AT_ONCE = 4096
 
 
 def can_choose(q: Tensor, layout: Layout, options: SpanOptions, width: int) -> bool:
-    """Whether the kernels serve queries q [B, H, L, D] that each choose ``width`` blocks."""
+    """Whether the kernels serve queries q [B, H, L, D] whose choices take ``width`` blocks each.
+
+    They do for all summaries, relevancies and samples of queries, but for more blocks or representatives than
+    a program keeps, and blocks too large to be summarised by their attention.
+    """
     block_bytes = tables.tile_of(layout.block_size) * row_tile(q) * q.element_size()
     fits = options.summary != "attention" or block_bytes <= _MOST_BLOCK_BYTES
     number = options.queries.number if _ranks_queries(layout, options) else 0

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from se_model.span import select_blocks
 from se_model.span.rules import RELEVANCIES, SUMMARIES
 
-# Rows are short: triton's interpreter takes milliseconds for every block and every choice.
-LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=2)
+# Rows are short, because triton's interpreter takes milliseconds for every block and every choice, and rarely
+# too short for more candidates than are chosen.
+LENGTHS = st.lists(st.sampled_from([12, 11, 9, 1, 5]), min_size=1, max_size=2, unique=True)
+TOP_K = st.sampled_from([1, 2, 3, 0, 6])
 QUERIES = st.one_of(
     st.just("all"),
     st.builds(lambda number: {"representative": number}, st.integers(1, 6)),
@@ -34,12 +36,12 @@ def assert_alike(q, k, v, options):
 
 
 @pytest.mark.parametrize("summary", SUMMARIES)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=140, deadline=None, derandomize=True)
 @given(
     lengths=LENGTHS,
-    block=st.sampled_from([1, 2, 3, 4]),
+    block=st.sampled_from([2, 1, 3, 4]),
     blocks_per_chunk=st.integers(1, 3),
-    top_k=st.integers(0, 5),
+    top_k=TOP_K,
     groups=st.sampled_from([1, 2]),
     causal=st.booleans(),
     relevancy=st.sampled_from(RELEVANCIES),
@@ -67,12 +69,12 @@ def test_every_backend_chooses_the_same_blocks(
     assert_alike(q, k, v, options)
 
 
-@settings(max_examples=210, deadline=None, derandomize=True)
+@settings(max_examples=180, deadline=None, derandomize=True)
 @given(
     lengths=LENGTHS,
-    block=st.sampled_from([1, 2, 4]),
+    block=st.sampled_from([2, 1, 4]),
     blocks_per_chunk=st.integers(1, 3),
-    top_k=st.integers(0, 5),
+    top_k=TOP_K,
     groups=st.sampled_from([1, 2]),
     causal=st.booleans(),
     summary=st.sampled_from(["mean_key", "key_bounds"]),
