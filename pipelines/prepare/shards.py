@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import EspanError
 from pipelines.recipe.keys.common import Packing
-from pipelines.recipe.keys.needles import NEEDLES
 from pipelines.system import node_cache, storage
 
 MANIFEST = "manifest.json"
@@ -110,11 +109,6 @@ class Manifest(_Record):
     sources: tuple[SourceEntry, ...]
     seed: int
     recipe_hash: str
-
-    @property
-    def holds_needles(self) -> bool:
-        """Whether some rows come from synthetic documents that test recall."""
-        return any(source.source == NEEDLES and source.packed_tokens for source in self.sources)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Manifest:

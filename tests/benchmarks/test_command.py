@@ -33,7 +33,7 @@ def test_a_run_writes_every_attention_with_its_ratios_and_what_it_ran_on(small_r
     assert result["setting"]["window"] == 16
     assert result["reference_kernel"] == "flash"
 
-    backends = {f"SE-Attn {name}{end}" for name in BACKENDS for end in ("", ", causal")}
+    backends = {f"SE-Attn {name}{end}" for name in BACKENDS for end in ("", ", causal", ", paper's choice")}
     kernels = {"SDPA full", "SDPA cuDNN", "SDPA efficient", "SDPA math"}
     packages = {"flash-attn", "MoBA", "NSA", "sliding window, flash-attn", "sliding window, flex_attention"}
     everything = backends | kernels | packages | {"sliding window", "S2", "no memory"}

@@ -67,7 +67,8 @@ def test_studies_run_to_the_end_write_their_tables_and_keep_finished_trials(
     found = [
         json.loads((search / f"trial-00{trial}" / "trial.json").read_text())["retrieval"] for trial in (0, 1)
     ]
-    assert [sorted(each) for each in found] == [["asked", "chance", "distinct", "not_asked"]] * 2
+    shares = ["asked", "asked_by_head", "chance", "distinct", "not_asked", "not_asked_by_head"]
+    assert [sorted(each) for each in found] == [shares] * 2
     recalls = [float(row["recall at 128"]) for row in results["rows"]]
     assert recalls == sorted(recalls, reverse=True)
     assert len((comparison / TABLE_FILE).read_text().splitlines()) == 2 + 2  # head and variants

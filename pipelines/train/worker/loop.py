@@ -14,7 +14,8 @@ from torch import nn
 
 from pipelines.models.bos import begin_with
 from pipelines.models.tokenizers import load_tokenizer
-from pipelines.prepare.shards import ShardReader
+from pipelines.prepare.shards import Manifest, ShardReader
+from pipelines.recipe.keys.needles import NEEDLES
 from pipelines.system import storage
 from pipelines.system.disk import explained_writes
 from pipelines.system.precision import multiply_in_float32
@@ -104,7 +105,7 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
             "context_parallel": stage.context_parallel,
         }
         # Choices made for a row that several workers share are not recorded.
-        seeks = corpus.manifest.holds_needles and sharing is None
+        seeks = _holds_needles(corpus.manifest) and sharing is None
         tokenizer = group.agree(lambda: load_tokenizer(job.tokenizer)) if seeks else None
         steps = Steps(stage, group, engine, corpus, plan, order, packed, job.seed, sharing, tokenizer)
         for step in range(done + 1, stage.steps + 1):
@@ -126,6 +127,11 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
                     store.prune(stage.keep_checkpoints)
         _leave_model(job, group, engine)
         return metrics.summary() if metrics else {}
+
+
+def _holds_needles(manifest: Manifest) -> bool:
+    """Returns whether some rows come from synthetic documents that test recall."""
+    return any(source.source == NEEDLES and source.packed_tokens for source in manifest.sources)
 
 
 def _use_cores(cpus: float | None) -> None:

@@ -133,6 +133,9 @@ class PromptThenFull:
             top_k=of.top_k,
             selection=of.selection,
             refresh=of.refresh,
+            summary=of.summary,
+            relevancy=of.relevancy,
+            queries=of.queries,
             scale=scale,
         )
         visible = torch.ones(length, length, dtype=torch.bool).tril().repeat(batch, heads, 1, 1)
