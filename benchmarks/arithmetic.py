@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from benchmarks.settings import Setting
 from se_model.span.options import SpanOptions
+from se_model.span.rules import summary_heads
 
 BACKWARD = 2.5
 """Operations of a backward pass over a pair, as a multiple of the forward pass's."""
@@ -50,8 +51,8 @@ def span_pairs(setting: Setting, chunk_size: int, length: int) -> int:
 def choice_flops(setting: Setting, options: SpanOptions, length: int) -> int:
     """What choosing the blocks costs: summaries of the candidates, the queries that judge, their products.
 
-    A bound's minimum and maximum count as one operation for each number of a key; a query's distance from the
-    mean, with the mean, as four. What follows the products (a softmax, the ranking) is left out.
+    A bound's minimum and maximum count as one operation for each number of a key; a query's or key's distance
+    from the mean, with the mean, as four. What follows the products (a softmax, the ranking) is left out.
     """
     if not setting.top_k:
         return 0
@@ -63,14 +64,14 @@ def choice_flops(setting: Setting, options: SpanOptions, length: int) -> int:
         "attention": setting.heads * numbers * 4 * size,
         "mean_key": setting.kv_heads * numbers,
         "key_bounds": setting.kv_heads * numbers * 2,
+        "representative_keys": setting.kv_heads * numbers * 4,
     }[options.summary]
     judges, sampling = [1] * len(candidates), length
     if not options.sums:
         judges = [options.queries.judges(min(per_choice, length - start)) for start in starts]
         sampling = 4 * length if options.queries.kind == "representative" else 0
     products = 2 * sum(count * blocks for count, blocks in zip(judges, candidates, strict=True))
-    if options.summary == "key_bounds":
-        products *= 2
+    products *= summary_heads(options.summary, 1, 1, size)
     return summaries + setting.heads * setting.head_dim * (sampling + products)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from se_model.span.rules import OWN_NUMBERS, summary_heads
+
 STATE_BYTES = 4  # states, their decays and block summaries travel in float32
 ID_BYTES = 8  # what is asked for travels as int64
 
@@ -83,7 +85,8 @@ def span_attention(
     """Span-expanded attention: summaries to everybody, chosen blocks to who chose them.
 
     forward:  (P - 1) * (n / S + n / M) * H * D * 4 for the blocks' summaries and the chunks' sums of queries
-        (G instead of H for the summary "mean_key", 2 G for "key_bounds", which travel in `itemsize` bytes);
+        (for other summaries than "attention" as many as `rules.summary_heads` says, G or a multiple of it,
+        which travel in `itemsize` bytes if they are keys' own numbers: `rules.OWN_NUMBERS`);
         if the choice is not made by ``sums`` of all queries (`SpanOptions.sums`), no n / M, but the queries
         that judge and lie on a neighbour: `refresh` under "causal" selection, else the M - 1 that a chunk on
         two ranks may have there; 2 * G * D * itemsize for each token of
@@ -100,9 +103,9 @@ def span_attention(
         return Volume()
     others = share.ranks - 1
     blocks, choices = (-(-share.own_tokens // size) for size in (block_size, refresh or chunk_size))
-    heads_of = {"attention": heads.query, "mean_key": heads.key_value, "key_bounds": 2 * heads.key_value}
-    numbers = share.rows * others * heads_of[summary] * heads.size
-    summaries = numbers * blocks * (share.itemsize if summary == "key_bounds" else STATE_BYTES)
+    vectors = summary_heads(summary, heads.query, heads.key_value, block_size)
+    numbers = share.rows * others * vectors * heads.size
+    summaries = numbers * blocks * (share.itemsize if summary in OWN_NUMBERS else STATE_BYTES)
     shared = chunk_size - 1 if _chunks_straddle(share, chunk_size) else 0
     if sums:
         summaries += numbers * choices * STATE_BYTES

@@ -14,10 +14,11 @@ from se_model.parallel.judges import decided_choices, with_judges
 from se_model.parallel.span_plan import RankPlan
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
+from se_model.span.rules import summary_heads
 from se_model.span.selection.choose import judge
 from se_model.span.selection.ranking import rank_blocks
 from se_model.span.selection.relevancy import relevance, share_sums
-from se_model.span.selection.summaries import sum_queries, summarise, summary_dtype, summary_heads
+from se_model.span.selection.summaries import sum_queries, summarise, summary_dtype
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def _own_summaries(
 ) -> Tensor:
     """Summaries of the blocks that the rank owns, zeros for partial ones: [B, heads, blocks, D]."""
     size = options.block_size
-    heads = summary_heads(options.summary, q.shape[1], k.shape[1])
+    heads = summary_heads(options.summary, q.shape[1], k.shape[1], size)
     dtype = summary_dtype(options.summary, k.dtype)
     summaries = torch.zeros(q.shape[0], heads, len(plan.blocks), q.shape[3], dtype=dtype, device=q.device)
     for document in plan.own.documents:

@@ -26,11 +26,13 @@ class SpanConfig:
         block_size: tokens per memory block (S); divides every chunk size.
         top_k: memory blocks that a chunk retrieves (k); 0 is attention inside each chunk.
         summary: what represents a block: "attention" (the paper's: the mean of the block's attention over
-            itself), "mean_key" (the mean of its keys) or "key_bounds" (in each channel the least and the
-            largest of its keys, by which no query's logit with any of them is underrated).
-        relevancy: what a block's comparisons with several queries come to: "sum" (the paper's), "mass" (each
-            query shares one out among the candidate blocks, by a softmax, and the shares are summed) or
-            "max".
+            itself), "mean_key" (the mean of its keys), "key_bounds" (in each channel the least and the
+            largest of its keys, by which no query's logit with any of them is underrated) or
+            "representative_keys" (the four farthest from the block's mean key, of which a query takes the
+            largest logit).
+        relevancy: what a block's comparisons with several queries come to: "sum" (the paper's) or "max"; or,
+            where each query first shares one out among the candidate blocks, by a softmax, the sum of its
+            shares, "mass", or the largest, "peak".
         queries: which queries of a chunk judge: "all" (the paper's), {"representative": r}, the r farthest
             from the chunk's mean query, or {"stride": n}, every n-th.
         rule: "paper" for the paper's three words together; by default each word has a default of its own,

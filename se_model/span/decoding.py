@@ -18,10 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from se_model.span.documents import check_inputs
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
+from se_model.span.rules import summary_heads
 from se_model.span.selection.choose import judge
 from se_model.span.selection.ranking import rank_blocks
 from se_model.span.selection.relevancy import relevance
-from se_model.span.selection.summaries import sum_all_queries, summarise, summary_dtype, summary_heads
+from se_model.span.selection.summaries import sum_all_queries, summarise, summary_dtype
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     """Summaries of complete blocks, or of none. q: [B, H, U * S, D]; k, v: [B, G, U * S, D]."""
     if k.shape[2]:
         return summarise(q, k, v, options)
-    heads = summary_heads(options.summary, q.shape[1], k.shape[1])
+    heads = summary_heads(options.summary, q.shape[1], k.shape[1], options.block_size)
     return k.new_empty(k.shape[0], heads, 0, k.shape[3], dtype=summary_dtype(options.summary, k.dtype))
 
 

@@ -117,12 +117,14 @@ def _relevancies(
     judges = queries[_judges(queries, options.queries)]
     if options.summary == "key_bounds":
         compared = [_compare_with_bounds(judges, k[at]) for at in spans]
+    elif options.summary == "representative_keys":
+        compared = [(judges @ k[at][_farthest(k[at], 4)].T).amax(1) for at in spans]
     else:
         compared = [judges @ _summarise(q[at], k[at], v[at], scale, options.summary) for at in spans]
     scores = torch.stack(compared, dim=1)
-    if options.relevancy == "mass":
+    if options.relevancy in ("mass", "peak"):
         scores = (scores * scale).softmax(1)
-    return scores.amax(0) if options.relevancy == "max" else scores.sum(0)
+    return scores.amax(0) if options.relevancy in ("max", "peak") else scores.sum(0)
 
 
 def _judges(queries: Tensor, sample: QuerySample) -> list[int]:
@@ -132,10 +134,15 @@ def _judges(queries: Tensor, sample: QuerySample) -> list[int]:
         return everyone[:: sample.number]
     if sample.kind == "all":
         return everyone
-    # As `selection.judges` says, rounded so that equal distances are equal.
-    apart = queries.double() - queries.double().mean(0)
+    return _farthest(queries, sample.number)
+
+
+def _farthest(x: Tensor, number: int) -> list[int]:
+    """The ``number`` of vectors x [n, D] that are farthest from their mean, of equals the earlier ones."""
+    # Rounded so that equal distances are equal, as `selection.representatives` says.
+    apart = x.double() - x.double().mean(0)
     distances = apart.square().sum(1).float().tolist()
-    return sorted(sorted(everyone, key=lambda t: (-distances[t], t))[: sample.number])
+    return sorted(sorted(range(len(x)), key=lambda t: (-distances[t], t))[:number])
 
 
 def _summarise(q: Tensor, k: Tensor, v: Tensor, scale: float, summary: str) -> Tensor:

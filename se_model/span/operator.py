@@ -47,9 +47,10 @@ def se_attention(
         top_k: blocks to retrieve; where there are fewer, all of them. 0 is attention inside each chunk.
         scale: factor of the logits; D ** -0.5 by default.
         cu_seqlens: int32 or int64 [N + 1], bounds of the documents packed in the row, with B = 1.
-        summary: what represents a block: "attention" (the paper's), "mean_key" or "key_bounds".
-        relevancy: what a block's comparisons with several queries come to: "sum" (the paper's), "mass" or
-            "max". All three words are explained in ``SpanConfig``.
+        summary: what represents a block: "attention" (the paper's), "mean_key", "key_bounds" or
+            "representative_keys".
+        relevancy: what a block's comparisons with several queries come to: "sum" (the paper's), "mass",
+            "max" or "peak". All three words are explained in ``SpanConfig``.
         queries: which queries are compared: "all" (the paper's), {"representative": r} or {"stride": n}.
         selection: "chunk" (the paper's) or "causal", which lets no token see a choice made by a later one.
         refresh: queries that share a choice under "causal" selection, by default ``block_size``; divides

@@ -64,8 +64,12 @@ class SpanOptions:
 
     @property
     def sums(self) -> bool:
-        """Whether the relevancy is a sum over all queries, which may then be summed before any comparison."""
-        return self.relevancy == "sum" and self.queries.kind == "all"
+        """Whether all queries may be summed before any comparison: a sum of scores linear in the query.
+
+        By its bounds a block's score is linear in the query's positive and its negative part.
+        """
+        linear = self.summary != "representative_keys"
+        return linear and self.relevancy == "sum" and self.queries.kind == "all"
 
     @property
     def causal(self) -> bool:

@@ -10,9 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SUMMARIES = ("attention", "mean_key", "key_bounds")
-RELEVANCIES = ("sum", "mass", "max")
+SUMMARIES = ("attention", "mean_key", "key_bounds", "representative_keys")
+RELEVANCIES = ("sum", "mass", "max", "peak")
+OWN_NUMBERS = ("key_bounds", "representative_keys")
+"""Summaries that are made of keys' own numbers, and so in the keys' dtype; others are means, in float32."""
+SHARES = ("mass", "peak")
+"""Relevancies that compare shares of each query, out of 1 for all candidates, in place of scores."""
+LARGEST = ("max", "peak")
+"""Relevancies that take the largest of the queries' comparisons in place of their sum."""
 SAMPLES = ("all", "representative", "stride")
+
+REPRESENTATIVE_KEYS = 4
+"""How many keys the summary "representative_keys" keeps of a block."""
+
+
+def summary_heads(summary: str, heads: int, groups: int, block_size: int) -> int:
+    """How many vectors, of one head's size each, a block's summary has.
+
+    heads: H, of queries; groups: G, of keys -> H for "attention", G for "mean_key", 2 G for "key_bounds",
+    4 G for "representative_keys", less where a block has fewer keys.
+    """
+    if summary == "attention":
+        return heads
+    kept = {"mean_key": 1, "key_bounds": 2, "representative_keys": min(REPRESENTATIVE_KEYS, block_size)}
+    return groups * kept[summary]
 
 
 class QuerySample(NamedTuple):
@@ -77,7 +98,7 @@ class Rule:
 PAPER = Rule("attention", "sum", ALL_QUERIES)
 """Section 3.3 of the paper."""
 
-DEFAULT = Rule("key_bounds", "mass", QuerySample("representative", 16))
+DEFAULT = Rule("representative_keys", "peak", QuerySample("representative", 16))
 """What a configuration takes that says nothing; docs/selection.md tells why."""
 
 RULES = {"paper": PAPER, "default": DEFAULT}

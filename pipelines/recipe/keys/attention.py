@@ -127,7 +127,7 @@ def _is_a_sample(value: Any) -> Any:
 
 RULES: dict[str, dict[str, Any]] = {
     "paper": {"summary": "attention", "relevancy": "sum", "queries": "all"},
-    "default": {"summary": "key_bounds", "relevancy": "mass", "queries": {"representative": 16}},
+    "default": {"summary": "representative_keys", "relevancy": "peak", "queries": {"representative": 16}},
 }
 """The words that a `rule` stands for, as in `se_model.span.rules`; a test holds them to it."""
 
@@ -137,11 +137,13 @@ class SpanSection(_Retrieving):
 
     Attributes:
         kind: `span`.
-        summary: what stands for a block when blocks are chosen: `key_bounds` (the least and the largest of
-            its keys in each channel), `mean_key` (the mean of its keys) or `attention` (the paper's: the mean
-            of the block's attention over itself).
-        relevancy: what a block's comparisons with several queries come to: `mass` (each query shares one out
-            among the blocks, and the shares are summed), `max` or `sum` (the paper's).
+        summary: what stands for a block when blocks are chosen: `representative_keys` (the four farthest
+            from the mean of its keys), `key_bounds` (the least and the largest of its keys in each channel),
+            `mean_key` (the mean of its keys) or `attention` (the paper's: the mean of the block's attention
+            over itself).
+        relevancy: what a block's comparisons with several queries come to: `sum` (the paper's) or `max`;
+            or, where each query first shares one out among the blocks, the sum of its shares, `mass`, or the
+            largest, `peak`.
         queries: which queries of a chunk choose: `{representative: r}`, `{stride: n}` or `all` (the paper's).
         rule: the last three keys in one word: `paper`, or `default` for what they are if left out.
         selection: `chunk` (the paper's: a chunk's queries choose together) or `causal` (no token sees a
@@ -151,8 +153,8 @@ class SpanSection(_Retrieving):
     """
 
     kind: Literal["span"] = "span"
-    summary: Literal["key_bounds", "mean_key", "attention"] = "key_bounds"
-    relevancy: Literal["mass", "max", "sum"] = "mass"
+    summary: Literal["representative_keys", "key_bounds", "mean_key", "attention"] = "representative_keys"
+    relevancy: Literal["peak", "mass", "max", "sum"] = "peak"
     queries: Annotated[Literal["all"] | Representative | Stride, BeforeValidator(_is_a_sample)] = (
         Representative(representative=16)
     )

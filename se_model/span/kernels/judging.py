@@ -2,8 +2,9 @@
 
 They work on *judged* choices, those that have candidates: rows (choice, first query that may judge, end,
 first candidate, end) of ``tables.judged_choices``. The comparisons of a choice's judges with its candidates
-are made twice under "mass", once for the log-sum-exp of each judge, once to rank the blocks: they are never
-in memory. Products are in full float32: a choice that rounding turned would be another attention.
+are made twice where shares are compared, once for the log-sum-exp of each judge, once to rank the blocks:
+they are never in memory. Products are in full float32: a choice that rounding turned would be another
+attention.
 """
 
 from __future__ import annotations
@@ -15,54 +16,62 @@ from se_model.span.kernels.common import load_rows
 from se_model.span.kernels.ranking import NOTHING, keep_best, rank, store_ids
 
 
-@triton.jit(do_not_specialize=["rows", "judges"])
+@triton.jit(do_not_specialize=["rows", "kept"])
 def representatives_kernel(
-    q, tokens, judged,
-    q_batch, q_head, q_token,
-    rows, judges, heads,
+    x, tokens, ranges,
+    x_batch, x_head, x_token, ranges_row,
+    rows, kept, heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The queries farthest from the mean of a choice's, one program per judged choice and (batch, head).
+    """The queries or keys of a range farthest from its mean, one program per range and (batch, head).
 
-    Distances are computed in float64 and compared in float32, as ``selection.judges.representatives`` says.
+    Distances are computed in float64 and compared in float32, as ``selection.representatives`` says.
 
-    q: [B, H, L, D]; judged: int32 [rows, 5]; ``judges``: how many, at most BLOCK_WIDTH -> tokens: int32
-    [B, H, rows, judges], ascending, -1 where a choice has fewer.
+    x: [B, H, L, D]; ranges: int32 [rows, 2], first and end of each; ``kept``: how many, at most BLOCK_WIDTH
+    -> tokens: int32 [B, H, rows, kept], ascending, -1 where a range has fewer.
     """
-    choice = tl.program_id(0)
-    first, end = tl.load(judged + choice * 5 + 1), tl.load(judged + choice * 5 + 2)
+    place = tl.program_id(0)
+    first, end = tl.load(ranges + place * ranges_row), tl.load(ranges + place * ranges_row + 1)
     row = tl.program_id(1).to(tl.int64)
-    q += row // heads * q_batch + row % heads * q_head
+    x += row // heads * x_batch + row % heads * x_head
     total = tl.zeros([BLOCK_D], tl.float64)
     for token in range(first, end, BLOCK_M):
         at = token + tl.arange(0, BLOCK_M)
-        total += tl.sum(load_rows(q, at, at < end, q_token, D, BLOCK_D).to(tl.float64), 0)
+        total += tl.sum(load_rows(x, at, at < end, x_token, D, BLOCK_D).to(tl.float64), 0)
     mean = total / (end - first).to(tl.float64)
     best = tl.full([BLOCK_WIDTH], NOTHING, tl.int64)
     for token in range(first, end, BLOCK_M):
         at = token + tl.arange(0, BLOCK_M)
-        apart = load_rows(q, at, at < end, q_token, D, BLOCK_D).to(tl.float64) - mean[None, :]
+        apart = load_rows(x, at, at < end, x_token, D, BLOCK_D).to(tl.float64) - mean[None, :]
         distances = tl.sum(apart * apart, 1).to(tl.float32)
         best = keep_best(best, tl.where(at < end, rank(distances, at), NOTHING), BLOCK_WIDTH)
-    store_ids(tokens + (row * rows + choice) * judges, best, judges, BLOCK_WIDTH)
+    store_ids(tokens + (row * rows + place) * kept, best, kept, BLOCK_WIDTH)
 
 
 @triton.jit
 def _compare(
-    queries, summaries, blocks, block_count, D: tl.constexpr, BLOCK_D: tl.constexpr, BOUNDS: tl.constexpr
-):
+    queries, summaries, blocks, block_count,
+    SUMMARY: tl.constexpr, VECTORS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """The score of each of queries, float32 [R, BLOCK_D], with each of ``blocks`` [U]: float32 [R, U].
 
-    summaries: where the head's begin, [U, D]; for ``BOUNDS`` [2, U, D], upper bounds and lower ones. A logit
-    with keys between them is at most max(q, 0) . high + min(q, 0) . low.
+    summaries: where the head's begin, [U, D]; for "key_bounds" [2, U, D], upper bounds and lower ones, for
+    "representative_keys" [VECTORS, U, D]. A logit with keys between bounds is at most
+    max(q, 0) . high + min(q, 0) . low.
     """
     inside = blocks < block_count
+    next_vector = block_count.to(tl.int64) * D
     rows = load_rows(summaries, blocks, inside, D, D, BLOCK_D)
-    if BOUNDS:
+    if SUMMARY == "key_bounds":
         scores = tl.dot(tl.maximum(queries, 0.0), tl.trans(rows), input_precision="ieee")
-        rows = load_rows(summaries + block_count.to(tl.int64) * D, blocks, inside, D, D, BLOCK_D)
+        rows = load_rows(summaries + next_vector, blocks, inside, D, D, BLOCK_D)
         return tl.dot(tl.minimum(queries, 0.0), tl.trans(rows), scores, input_precision="ieee")
-    return tl.dot(queries, tl.trans(rows), input_precision="ieee")
+    scores = tl.dot(queries, tl.trans(rows), input_precision="ieee")
+    if SUMMARY == "representative_keys":
+        for vector in tl.static_range(1, VECTORS):
+            rows = load_rows(summaries + vector * next_vector, blocks, inside, D, D, BLOCK_D)
+            scores = tl.maximum(scores, tl.dot(queries, tl.trans(rows), input_precision="ieee"))
+    return scores
 
 
 @triton.jit(do_not_specialize=["block_count", "rows", "judges"])
@@ -70,7 +79,7 @@ def normalise_kernel(
     q, summaries, tokens, judged, normalisers,
     q_batch, q_head, q_token, tokens_head,
     block_count, rows, judges, heads, scale,
-    SHARING: tl.constexpr, SUMMARY_SHARING: tl.constexpr, BOUNDS: tl.constexpr,
+    SHARING: tl.constexpr, SUMMARY: tl.constexpr, VECTORS: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_U: tl.constexpr,
 ):  # fmt: skip
     """The log-sum-exp, base 2, of each judge's scaled scores with the candidates of the choice it judges for.
@@ -87,13 +96,13 @@ def normalise_kernel(
     at = tl.load(tokens + row * tokens_head + choice * judges + slots, mask=slots < judges, other=-1)
     q += row // heads * q_batch + head * q_head
     queries = load_rows(q, at, at >= 0, q_token, D, BLOCK_D).to(tl.float32)
-    member = head % SUMMARY_SHARING * (1 - BOUNDS)
-    summaries += (row // SHARING * SUMMARY_SHARING + member) * block_count * D
+    member = head % SHARING if SUMMARY == "attention" else 0
+    summaries += (row // SHARING * VECTORS + member) * block_count * D
     best = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     for start in range(lowest, highest, BLOCK_U):
         blocks = start + tl.arange(0, BLOCK_U)
-        scores = _compare(queries, summaries, blocks, block_count, D, BLOCK_D, BOUNDS) * scale
+        scores = _compare(queries, summaries, blocks, block_count, SUMMARY, VECTORS, D, BLOCK_D) * scale
         scores = tl.where(blocks[None, :] < highest, scores, float("-inf"))
         raised = tl.maximum(best, tl.max(scores, 1))
         total = total * tl.exp2(best - raised) + tl.sum(tl.exp2(scores - raised[:, None]), 1)
@@ -107,17 +116,17 @@ def choose_judged_kernel(
     q, summaries, tokens, judged, normalisers, chosen,
     q_batch, q_head, q_token, tokens_head,
     block_count, rows, choices, judges, width, heads, scale,
-    SHARING: tl.constexpr, SUMMARY_SHARING: tl.constexpr, BOUNDS: tl.constexpr, RELEVANCY: tl.constexpr,
+    SHARING: tl.constexpr, SUMMARY: tl.constexpr, VECTORS: tl.constexpr, RELEVANCY: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The most relevant blocks of a judged choice, one program per such choice and (batch, key/value head).
 
-    q: [B, G * SHARING, L, D]; summaries: float32 [B, G * SUMMARY_SHARING, U, D], where SUMMARY_SHARING is
-    SHARING or 1, for ``BOUNDS`` 2; tokens: int32 [B, H, rows, judges], the queries that judge for each
-    choice, -1 for none; tokens_head: from one head to the next, 0 where all have the same; judged: int32
-    [rows, 5]; normalisers: of ``normalise_kernel``, read for RELEVANCY "mass"; scale: of the logits, times
-    log2(e) -> chosen: int64 [B, G, choices, width], ascending, then -1; written for judged choices alone.
+    q: [B, G * SHARING, L, D]; summaries: float32 [B, G * VECTORS, U, D], where VECTORS is SHARING for
+    the summary "attention"; tokens: int32 [B, H, rows, judges], the queries that judge for each choice, -1
+    for none; tokens_head: from one head to the next, 0 where all have the same; judged: int32 [rows, 5];
+    normalisers: of ``normalise_kernel``, read where shares are compared; scale: of the logits, times log2(e)
+    -> chosen: int64 [B, G, choices, width], ascending, then -1; written for judged choices alone.
     """
     place = judged + tl.program_id(0) * 5
     choice, lowest, highest = tl.load(place), tl.load(place + 3), tl.load(place + 4)
@@ -131,22 +140,25 @@ def choose_judged_kernel(
         for member in range(0, SHARING):
             row = group * SHARING + member
             q_of_head = q + row // heads * q_batch + row % heads * q_head
-            summary_head = group * SUMMARY_SHARING + member % SUMMARY_SHARING * (1 - BOUNDS)
+            summary_head = group * VECTORS + (member if SUMMARY == "attention" else 0)
             summaries_of_head = summaries + summary_head * block_count * D
-            of_head = tl.full([BLOCK_U], float("-inf") if RELEVANCY == "max" else 0.0, tl.float32)
+            largest: tl.constexpr = RELEVANCY == "max" or RELEVANCY == "peak"
+            of_head = tl.full([BLOCK_U], float("-inf") if largest else 0.0, tl.float32)
             for slot in range(0, judges, BLOCK_R):
                 slots = slot + tl.arange(0, BLOCK_R)
                 inside = slots < judges
                 at = tl.load(tokens + row * tokens_head + slots, mask=inside, other=-1)
                 queries = load_rows(q_of_head, at, at >= 0, q_token, D, BLOCK_D).to(tl.float32)
-                scores = _compare(queries, summaries_of_head, blocks, block_count, D, BLOCK_D, BOUNDS)
+                scores = _compare(
+                    queries, summaries_of_head, blocks, block_count, SUMMARY, VECTORS, D, BLOCK_D
+                )
+                if RELEVANCY == "mass" or RELEVANCY == "peak":
+                    given = tl.load(normalisers + row * rows * judges + slots, mask=inside, other=0.0)
+                    scores = tl.exp2(scores * scale - given[:, None])
                 there = (at >= 0)[:, None]
-                if RELEVANCY == "max":
+                if largest:
                     of_head = tl.maximum(of_head, tl.max(tl.where(there, scores, float("-inf")), 0))
                 else:
-                    if RELEVANCY == "mass":
-                        given = tl.load(normalisers + row * rows * judges + slots, mask=inside, other=0.0)
-                        scores = tl.exp2(scores * scale - given[:, None])
                     of_head += tl.sum(tl.where(there, scores, 0.0), 0)
             relevancy += of_head
         best = keep_best(best, tl.where(blocks < highest, rank(relevancy, blocks), NOTHING), BLOCK_WIDTH)

@@ -10,7 +10,7 @@ from se_model.span.kernels import judging, selection, tables
 from se_model.span.kernels.arguments import kept_tile, row_tile, scale_base_2, strides_of, tiling_for
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
-from se_model.span.selection.summaries import summary_heads
+from se_model.span.rules import REPRESENTATIVE_KEYS, SHARES, summary_heads
 from se_model.span.triton_package import is_interpreting
 
 # Rows that a program sums at a time; it is bound by memory, not by arithmetic.
@@ -44,11 +44,14 @@ def summarise(
     """
     programs = q.shape[1] if options.summary == "attention" else k.shape[1]
     blocks = tables.retrievable_blocks(layout, q.device)
-    shape = (
-        q.shape[0], summary_heads(options.summary, q.shape[1], k.shape[1]), layout.blocks, q.shape[3]
-    )  # fmt: skip
+    vectors = summary_heads(options.summary, q.shape[1], k.shape[1], layout.block_size)
     # Zeros, not unwritten memory: an infinity or NaN that is read beside a candidate would spoil it.
-    summaries = torch.zeros(shape, dtype=torch.float32, device=q.device)
+    summaries = torch.zeros(
+        q.shape[0], vectors, layout.blocks, q.shape[3], dtype=torch.float32, device=q.device
+    )
+    if options.summary == "representative_keys":
+        _write_representative_keys(k, summaries, blocks, layout.block_size)
+        return summaries
     selection.summarise_kernel[(len(blocks), q.shape[0] * programs)](
         q, k, v, summaries, blocks, *strides_of(q, k, v), layout.blocks, programs, k.shape[1],
         scale_base_2(q, options), q.shape[3], layout.block_size, row_tile(q),
@@ -56,6 +59,38 @@ def summarise(
         num_warps=8 if row_tile(q) * q.element_size() > 512 else 4,
     )  # fmt: skip
     return summaries
+
+
+def _write_representative_keys(k: Tensor, summaries: Tensor, blocks: Tensor, block_size: int) -> None:
+    """Writes the keys that represent the blocks of ``tables.retrievable_blocks``.
+
+    k: [B, G, L, D]; summaries: [B, G * kept, U, D].
+    """
+    groups, kept = k.shape[1], min(REPRESENTATIVE_KEYS, block_size)
+    first, ids = blocks.long().unbind(1)
+    tokens = first[:, None] + torch.arange(block_size, device=k.device)
+    if kept < block_size:
+        ranges = torch.stack([blocks[:, 0], blocks[:, 0] + block_size], dim=1)
+        tokens = _farthest(k, ranges, kept, block_size).long()
+    tokens = tokens.expand(*k.shape[:2], -1, -1).flatten(2)[..., None]
+    keys = k.gather(2, tokens.expand(*tokens.shape[:3], k.shape[3]))
+    by_place = keys.unflatten(2, (-1, kept)).transpose(2, 3).float()
+    summaries.unflatten(1, (groups, kept))[:, :, :, ids] = by_place
+
+
+def _farthest(x: Tensor, ranges: Tensor, kept: int, longest: int) -> Tensor:
+    """The ``kept`` tokens of each range that are farthest from its mean: int32 [B, H, ranges, kept].
+
+    x: [B, H, L, D]; ranges: int32 [ranges, 2], first token and end, at most ``longest`` tokens each.
+    """
+    (batch, heads, _, width), rows = x.shape, len(ranges)
+    tokens = torch.empty(batch, heads, rows, kept, dtype=torch.int32, device=x.device)
+    size = tables.tile_of(longest, DOUBLES_AT_ONCE // row_tile(x))
+    judging.representatives_kernel[(rows, batch * heads)](
+        x, tokens, ranges, *strides_of(x), ranges.stride(0), rows, kept, heads,
+        width, row_tile(x), size, kept_tile(kept),
+    )  # fmt: skip
+    return tokens
 
 
 def sum_queries(q: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
@@ -96,15 +131,8 @@ def find_judges(q: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     if not _ranks_queries(layout, options):
         step = options.queries.number if options.queries.kind == "stride" else 1
         return tables.judge_table(layout, int(options.causal), step, q.device)
-    (batch, heads, _, width), number = q.shape, options.queries.number
     judged = tables.judged_choices(layout, int(options.causal), q.device)
-    tokens = torch.empty(batch, heads, len(judged), number, dtype=torch.int32, device=q.device)
-    size = tables.tile_of(layout.refresh, DOUBLES_AT_ONCE // row_tile(q))
-    judging.representatives_kernel[(len(judged), batch * heads)](
-        q, tokens, judged, *strides_of(q), len(judged), number, heads,
-        width, row_tile(q), size, kept_tile(number),
-    )  # fmt: skip
-    return tokens
+    return _farthest(q, judged[:, 1:3], options.queries.number, layout.refresh)
 
 
 def choose_judged(
@@ -126,11 +154,11 @@ def choose_judged(
     rows = tables.tile_of(judges, tile.queries)
     run = {"num_warps": tile.warps, "num_stages": tile.stages}
     strides = (*strides_of(q), tokens.stride(1) if tokens.ndim == 4 else 0)
-    sharing = (heads // groups, summaries.shape[1] // groups, options.summary == "key_bounds")
+    sharing = (heads // groups, options.summary, summaries.shape[1] // groups)
     scale, sizes = scale_base_2(q, options), (q.shape[3], row_tile(q), rows, tile.keys)
-    # Read under "mass" alone.
+    # Read where shares are compared.
     normalisers = summaries
-    if options.relevancy == "mass":
+    if options.relevancy in SHARES:
         shape = (batch, heads, len(judged), judges)
         normalisers = torch.empty(shape, dtype=torch.float32, device=q.device)
         judging.normalise_kernel[(len(judged) * triton.cdiv(judges, rows), batch * heads)](

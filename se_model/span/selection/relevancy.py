@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
 from se_model.span.options import SpanOptions
+from se_model.span.rules import LARGEST, SHARES
 from se_model.span.selection.judges import Judges
 
 SCORES_AT_ONCE = 2**24
@@ -36,8 +39,8 @@ def judged_relevance(
 ) -> Tensor:
     """The relevancy of blocks where each judging query is compared with each of them.
 
-    "sum" adds the comparisons up; "mass" first turns each query's into shares of 1 among the candidates, by
-    a softmax of the scaled logits; "max" takes the largest. Query heads of a group are added up.
+    "sum" adds the comparisons up, "max" takes the largest. "mass" and "peak" do so with each query's shares
+    of 1 among the candidates, by a softmax of the scaled logits. Query heads of a group are added up.
 
     judges: of C choices; summaries: as `summarise` returns them; candidates: how many blocks each choice may
     take, the first ones -> [B, G, C, U], of anything where a block is no candidate.
@@ -53,15 +56,15 @@ def judged_relevance(
         part = slice(first, first + at_once)
         scores = _compare(queries[:, :, :, part], summaries, groups, options.summary)
         silent = idle[:, part, None]
-        if options.relevancy == "max":
-            found = scores.masked_fill_(silent, -torch.inf).amax(4)
-            total = found if total is None else torch.maximum(total, found)
-            continue
-        if options.relevancy == "mass":
+        if options.relevancy in SHARES:
             scale = options.scale_for(queries.shape[4])
             scores = scores.mul_(scale).masked_fill_(closed[:, None], -torch.inf).softmax(-1)
-        found = scores.masked_fill_(silent, 0.0).sum(4)
-        total = found if total is None else total + found
+        if options.relevancy in LARGEST:
+            found = scores.masked_fill_(silent, -torch.inf).amax(4)
+            total = found if total is None else torch.maximum(total, found)
+        else:
+            found = scores.masked_fill_(silent, 0.0).sum(4)
+            total = found if total is None else total + found
     assert total is not None, "a choice has at least one query"
     return total.sum(2)
 
@@ -75,6 +78,8 @@ def _compare(queries: Tensor, summaries: Tensor, groups: int, summary: str) -> T
     if summary == "key_bounds":
         high, low = columns.split(1, dim=2)
         scores = rows.clamp(min=0) @ high + rows.clamp(max=0) @ low
+    elif summary == "representative_keys":
+        scores = reduce(torch.maximum, (rows @ keys for keys in columns.split(1, dim=2)))
     else:
         scores = rows @ columns
     return scores.unflatten(3, (choices, judging))

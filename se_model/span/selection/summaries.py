@@ -1,8 +1,9 @@
 """What represents a memory block when blocks are compared, and the sums of queries it is compared with.
 
-Two quantities here have twice as many heads under "key_bounds". The bound on a query's logit with the keys of
-a block, sum_d max(q_d high_d, q_d low_d), is max(q, 0) . high + min(q, 0) . low: linear in the query's two
-parts, which stand side by side as if they were heads, as `high` and `low` do.
+Where a block is represented by several vectors for each key/value head, they stand side by side as if they
+were heads. The bound on a query's logit with the keys of a block, sum_d max(q_d high_d, q_d low_d), is
+max(q, 0) . high + min(q, 0) . low: linear in the query's two parts, so these stand side by side too, where
+queries are summed.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ import torch
 from torch import Tensor
 
 from se_model.span.options import SpanOptions
+from se_model.span.rules import OWN_NUMBERS, REPRESENTATIVE_KEYS
+from se_model.span.selection.representatives import representatives
 
 # Tokens summarised at a time: bounds the memory of working in float32 on half-precision inputs.
 _TOKENS_AT_ONCE = 16_384
 
 
-def summary_heads(summary: str, heads: int, groups: int) -> int:
-    """How many heads a summary has: H of "attention", G of "mean_key", 2 G of "key_bounds"."""
-    return {"attention": heads, "mean_key": groups, "key_bounds": 2 * groups}[summary]
-
-
 def summary_dtype(summary: str, keys: torch.dtype) -> torch.dtype:
-    """The dtype of a summary: bounds are keys' own numbers, the others means, in float32 or wider."""
-    return keys if summary == "key_bounds" else torch.promote_types(keys, torch.float32)
+    """The dtype of a summary: that of keys whose own numbers it is; means are in float32 or wider."""
+    return keys if summary in OWN_NUMBERS else torch.promote_types(keys, torch.float32)
 
 
 def summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     """The summary c_j of every block, in `summary_dtype`.
 
-    q: [B, H, U * S, D]; k, v: [B, G, U * S, D] -> [B, H, U, D] for "attention" (one for each query head),
-    [B, G, U, D] for "mean_key", [B, 2 G, U, D] for "key_bounds": of each key/value head the largest of its
-    keys in each channel (Quest's upper bound, Tang et al. 2024), then the least.
+    q: [B, H, U * S, D]; k, v: [B, G, U * S, D] -> [B, `rules.summary_heads`, U, D]: one for each query head
+    for "attention"; of each key/value head the mean for "mean_key", for "key_bounds" the largest of its keys
+    in each channel (Quest's upper bound, Tang et al. 2024), then the least, and for "representative_keys" the
+    4 keys that lie farthest from the block's mean key, in their order, of equals the earlier ones.
     """
     dtype, block_size = summary_dtype(options.summary, k.dtype), options.block_size
     if options.summary == "mean_key":
@@ -41,6 +40,12 @@ def summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
     if options.summary == "key_bounds":
         low, high = k.unflatten(2, (-1, block_size)).aminmax(dim=3)
         return torch.stack([high, low], dim=2).flatten(1, 2)
+    if options.summary == "representative_keys":
+        blocks = k.unflatten(2, (-1, block_size))
+        if block_size > REPRESENTATIVE_KEYS:
+            places = representatives(k, block_size, REPRESENTATIVE_KEYS)
+            blocks = blocks.gather(3, places[..., None].expand(*places.shape, k.shape[3]))
+        return blocks.transpose(2, 3).flatten(1, 2)
     tokens = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
     scale = options.scale_for(q.shape[3])
     # On a CPU head by head: in [B, L, H, D] only a single head's blocks are evenly spaced, and so multiplied

@@ -22,10 +22,11 @@ from se_model.span.kernels import backward, forward, judging, launch_choice, sel
 from se_model.span.rules import SUMMARIES
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-ROWS = ("q", "k", "v", "out", "grad", "for_q", "for_k", "for_v")
+ROWS = ("q", "k", "v", "x", "out", "grad", "for_q", "for_k", "for_v")
 FLOATS = ("normalisers", "deltas", "sums", "summaries")
 INTEGERS = (
-    "tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates", "tokens", "judged"
+    "tiles", "starts", "blocks", "retrievers", "bounds", "choice_tiles", "candidates", "tokens", "judged",
+    "ranges",
 )  # fmt: skip
 TOP_K = 8
 
@@ -57,20 +58,25 @@ def choosing(width: int, dtype: torch.dtype, block_size: int) -> list[tuple[Any,
     common = {"D": width, "S": block_size, "BLOCK_D": block_d, "BLOCK_WIDTH": TOP_K, "UPCAST": False}
     sizes = {
         "BLOCK_M": 64, "BLOCK_S": tables.tile_of(block_size), "BLOCK_T": tiling.choices,
-        "BLOCK_U": tiling.blocks, "SHARING": 4, "SUMMARY_SHARING": 1, "SHIFT": 0,
+        "BLOCK_U": tiling.blocks, "SHARING": 4, "SUMMARY_SHARING": 1, "SHIFT": 0, "VECTORS": 4,
     }  # fmt: skip
     tile = tables.judging_tile(block_d, interpreted=False)
-    judging_sizes = {"BLOCK_R": tile.queries, "BLOCK_U": tile.keys, "BOUNDS": False}
-    bounds = judging_sizes | {"BOUNDS": True, "SUMMARY_SHARING": 2}
+    judging_sizes = {"BLOCK_R": tile.queries, "BLOCK_U": tile.keys, "SUMMARY": "attention"}
+    bounds = judging_sizes | {"SUMMARY": "key_bounds", "VECTORS": 2}
+    keys = judging_sizes | {"SUMMARY": "representative_keys"}
     most = {"BLOCK_WIDTH": launch_choice.MOST_KEPT}
     farthest = {"BLOCK_M": max(16, launch_choice.DOUBLES_AT_ONCE // block_d)}
+    # Representative keys are found by the kernel that finds representative queries.
+    summaries = [summary for summary in SUMMARIES if summary != "representative_keys"]
     ways = [
-        *((selection.summarise_kernel, {"SUMMARY": summary}, 4, 3) for summary in SUMMARIES),
+        *((selection.summarise_kernel, {"SUMMARY": summary}, 4, 3) for summary in summaries),
         (selection.sum_queries_kernel, {"PARTS": True}, 4, 3),
         *((selection.choose_kernel, kept, 4, 3) for kept in ({}, most)),
         (judging.representatives_kernel, farthest | most, 4, 3),
         (judging.normalise_kernel, bounds, tile.warps, tile.stages),
+        (judging.normalise_kernel, keys, tile.warps, tile.stages),
         (judging.choose_judged_kernel, bounds | most | {"RELEVANCY": "mass"}, tile.warps, tile.stages),
+        (judging.choose_judged_kernel, keys | most | {"RELEVANCY": "peak"}, tile.warps, tile.stages),
         (judging.choose_judged_kernel, judging_sizes | {"RELEVANCY": "max"}, tile.warps, tile.stages),
     ]
     return [(kernel, common | sizes | way, warps, stages) for kernel, way, warps, stages in ways]

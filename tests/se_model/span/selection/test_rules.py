@@ -124,7 +124,7 @@ def test_a_long_row_is_compared_in_parts_with_the_same_result(draw, monkeypatch,
     monkeypatch.setattr("se_model.span.selection.choose.SCORES_AT_ONCE", at_once)
     monkeypatch.setattr("se_model.span.selection.relevancy.SCORES_AT_ONCE", at_once)
     monkeypatch.setattr("se_model.span.selection.summaries._TOKENS_AT_ONCE", 32)
-    monkeypatch.setattr("se_model.span.selection.judges._TOKENS_AT_ONCE", 32)
+    monkeypatch.setattr("se_model.span.selection.representatives._TOKENS_AT_ONCE", 32)
     with Largest() as largest:
         found = select_blocks(q, k, v, **options)
     assert torch.equal(found, expected)
