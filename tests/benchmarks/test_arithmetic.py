@@ -1,5 +1,7 @@
 """Arithmetic is counted as the definitions say, pair by pair, and the floor follows from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,6 +58,9 @@ def test_a_choice_costs_its_summaries_sums_and_products(refresh):
         16, 4, 5, "key_bounds", **words, relevancy="mass", queries=QuerySample("representative", 3)
     )
     assert choice_flops(setting, options, 50) == 3 * (bounds + products)
+    # Four keys of each block: their distances, and four products in place of two.
+    keys = replace(options, summary="representative_keys")
+    assert choice_flops(setting, keys, 50) == 3 * (12 * 4 * 8 * 4 + 4 * 50 * 8 + 2 * products)
     assert choice_flops(Setting(top_k=0), options, 9000) == 0
 
 

@@ -68,7 +68,7 @@ def test_a_variant_may_have_seeds_of_its_own() -> None:
 def test_a_variant_may_have_another_rule_to_choose_blocks_by() -> None:
     stage = compare(variants={"a": {}, "b": {"attention.rule": "paper"}}, seeds=[0])
     a, b = (trial.train for trial in compare_trials(stage, 0))
-    assert (a.attention.summary, a.attention.relevancy) == ("key_bounds", "mass")
+    assert (a.attention.summary, a.attention.relevancy) == ("representative_keys", "peak")
     assert (b.attention.summary, b.attention.relevancy, b.attention.queries) == ("attention", "sum", "all")
     assert b.attention.chunk_sizes == a.attention.chunk_sizes
 

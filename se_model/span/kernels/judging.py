@@ -61,17 +61,19 @@ def _compare(
     """
     inside = blocks < block_count
     next_vector = block_count.to(tl.int64) * D
+    if SUMMARY == "representative_keys":
+        # A loop, not unrolled: all vectors' rows at once do not stay in registers.
+        scores = tl.full([queries.shape[0], blocks.shape[0]], float("-inf"), tl.float32)
+        for vector in range(VECTORS):
+            rows = load_rows(summaries + vector * next_vector, blocks, inside, D, D, BLOCK_D)
+            scores = tl.maximum(scores, tl.dot(queries, tl.trans(rows), input_precision="ieee"))
+        return scores
     rows = load_rows(summaries, blocks, inside, D, D, BLOCK_D)
     if SUMMARY == "key_bounds":
         scores = tl.dot(tl.maximum(queries, 0.0), tl.trans(rows), input_precision="ieee")
         rows = load_rows(summaries + next_vector, blocks, inside, D, D, BLOCK_D)
         return tl.dot(tl.minimum(queries, 0.0), tl.trans(rows), scores, input_precision="ieee")
-    scores = tl.dot(queries, tl.trans(rows), input_precision="ieee")
-    if SUMMARY == "representative_keys":
-        for vector in tl.static_range(1, VECTORS):
-            rows = load_rows(summaries + vector * next_vector, blocks, inside, D, D, BLOCK_D)
-            scores = tl.maximum(scores, tl.dot(queries, tl.trans(rows), input_precision="ieee"))
-    return scores
+    return tl.dot(queries, tl.trans(rows), input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["block_count", "rows", "judges"])

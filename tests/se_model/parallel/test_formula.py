@@ -35,12 +35,14 @@ def test_span_attention_receives_summaries_and_the_blocks_that_its_chunks_chose(
     assert span_attention(SHARE, HEADS, **SPAN, refresh=64).backward == 4 * 2 * retrieved
 
 
-def test_bounds_travel_as_keys_do_and_queries_that_judge_only_from_a_neighbour() -> None:
+def test_keys_and_their_bounds_travel_as_keys_do_and_queries_that_judge_only_from_a_neighbour() -> None:
     paper, mean_key = span_attention(SHARE, HEADS, **SPAN), 3 * (32 + 4) * 2 * 64 * 4
     retrieved = paper.forward - 4 * mean_key
     bounds, query = 3 * 32 * 2 * 2 * 64 * 2, 8 * 64 * 2
     judged = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds", sums=False)
     assert judged == Volume(bounds + retrieved, paper.backward)
+    keys = span_attention(SHARE, HEADS, **SPAN, summary="representative_keys", sums=False)
+    assert keys == Volume(2 * bounds + retrieved, paper.backward)
     summed = span_attention(SHARE, HEADS, **SPAN, summary="key_bounds")
     assert summed.forward - judged.forward == 3 * 4 * 2 * 2 * 64 * 4
     causal, straddling = (

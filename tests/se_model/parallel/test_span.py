@@ -13,7 +13,7 @@ from se_model.parallel.span import span_attention
 from se_model.parallel.span_plan import plan_ranks
 from se_model.span import SpanConfig
 from se_model.span.layout import cut
-from se_model.span.rules import RELEVANCIES
+from se_model.span.rules import RELEVANCIES, SUMMARIES
 from tests.distributed import run_distributed
 from tests.tolerances import F32, F64, within
 
@@ -79,7 +79,7 @@ def every_case(rank, ranks):
         rows(ranks),
         [("chunk", None), ("causal", None), ("causal", 2)],
         (1, 2, 4),
-        ("attention", "mean_key", "key_bounds"),
+        SUMMARIES,
     ):
         relevancy, queries = drawn_rules.choice(rules)
         config = SpanConfig(

@@ -40,7 +40,7 @@ def span(chunk_size: int, **options: object) -> Volume:
         (
             SpanConfig(**SPAN),
             max(
-                (span(size, summary="key_bounds", sums=False) for size in (16, 32)),
+                (span(size, summary="representative_keys", sums=False) for size in (16, 32)),
                 key=lambda each: each.total,
             ),
         ),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se_model.span import select_blocks
-from se_model.span.rules import RELEVANCIES, SUMMARIES
+from se_model.span.rules import RELEVANCIES, SHARES, SUMMARIES
 
 # Rows are short, because triton's interpreter takes milliseconds for every block and every choice, and rarely
 # too short for more candidates than are chosen.
@@ -77,7 +77,7 @@ def test_every_backend_chooses_the_same_blocks(
     top_k=TOP_K,
     groups=st.sampled_from([1, 2]),
     causal=st.booleans(),
-    summary=st.sampled_from(["mean_key", "key_bounds"]),
+    summary=st.sampled_from(["mean_key", "key_bounds", "representative_keys"]),
     relevancy=st.sampled_from(RELEVANCIES),
     queries=QUERIES,
     levels=st.integers(1, 3),
@@ -92,7 +92,7 @@ def test_ties_go_to_the_earlier_block_whatever_the_backend(
         torch.randint(-levels, levels + 1, (1, heads, sum(lengths), 2), generator=generator).float()
         for heads in (2, groups)
     )
-    if relevancy == "mass":
+    if relevancy in SHARES:
         # A softmax is not exact. Of queries of one sign and one channel, shares rise with that channel of the
         # summary, so that relevancies are equal where it is, and far from equal elsewhere.
         q = q.abs().clamp(min=1) * torch.tensor([(-1.0) ** seed, 0.0])

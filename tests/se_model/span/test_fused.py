@@ -54,6 +54,7 @@ class Case:
 
 
 BY_JUDGES = Case(summary="key_bounds", relevancy="mass", queries={"representative": 5})
+BY_KEYS = replace(BY_JUDGES, summary="representative_keys", relevancy="peak")
 CASES = [
     Case(),
     *(Case(width=width) for width in (64, 80, 96, 128)),
@@ -80,6 +81,11 @@ CASES = [
     BY_JUDGES,
     replace(BY_JUDGES, heads=6, groups=2, batch=2, bounds=(0, 100)),
     replace(BY_JUDGES, heads=4, groups=2, bounds=(0, 30, 150), selection="causal"),
+    replace(BY_KEYS, heads=6, groups=2, batch=2, block=32, bounds=(0, 230), dtype=torch.bfloat16),
+    replace(BY_KEYS, heads=4, groups=2, bounds=(0, 150), relevancy="sum", selection="causal", refresh=24,
+            chunk=48, width=24),
+    # No more keys than are kept.
+    replace(BY_KEYS, queries="all", block=4, chunk=12, bounds=(0, 90), relevancy="max"),
     # Judges and blocks of several tiles, the last not full.
     replace(BY_JUDGES, queries="all", block=4, top_k=12, chunk=20, refresh=20, selection="causal"),
     replace(BY_JUDGES, summary="attention", heads=4, queries={"stride": 3}, block=4, bounds=(0, 140)),

@@ -63,6 +63,31 @@ def test_a_choice_by_the_mass_of_bounds_worked_by_hand(backend, number, selectio
     assert blocks.tolist() == [[[[-1, -1], [0, 1], expected]]]
 
 
+# Four of a block's six keys lie farthest from their mean: of block 0 not (3, 0), of block 1 the first four.
+# Query (1, 0) scores the blocks 0, 1, 0.5, which is shares of 0.19, 0.51, 0.31; (0, 0.5) scores them
+# 4.5, 0, 4, shares of 0.62, 0.01, 0.37.
+@pytest.mark.parametrize(
+    ("relevancy", "expected"), [("sum", [0, 2]), ("max", [0, 2]), ("mass", [0, 2]), ("peak", [0, 1])]
+)
+@pytest.mark.parametrize("backend", ["naive", "sdpa", "fused"])
+def test_a_choice_by_representative_keys_worked_by_hand(backend, relevancy, expected):
+    blocks = [
+        [(0, 9), (0, -9), (3, 0), (0, 9), (0, -9), (1, 0)],
+        [(1, 0)] * 6,
+        [(0.5, 8), (0.5, -8)] * 3,
+        [(0, 0)] * 6,
+    ]
+    k = torch.tensor(blocks, dtype=torch.float32).view(1, 1, 24, 2)
+    q = torch.full((24, 2), 9.0)
+    q[18], q[23] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.5])
+    q = q.view(1, 1, 24, 2)
+    found = select_blocks(
+        q, k, k, chunk_size=6, block_size=6, top_k=2, scale=1.0, summary="representative_keys",
+        relevancy=relevancy, queries={"stride": 5}, backend=backend,
+    )  # fmt: skip
+    assert found[0, 0, 3].tolist() == expected
+
+
 @pytest.mark.parametrize("backend", ["naive", "sdpa"])
 @pytest.mark.parametrize("scale", [0.02, 4.0])
 def test_the_attention_summary_is_the_mean_of_the_block_s_attention_over_itself(draw, backend, scale):

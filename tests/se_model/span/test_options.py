@@ -24,7 +24,7 @@ from tests.tolerances import F64
         ({"chunk_sizes": 64, "top_k": -1}, "top_k must be 0 or more"),
         (
             {"chunk_sizes": 64, "summary": "mean"},
-            "summary must be one of attention, mean_key, key_bounds; not 'mean'",
+            "summary must be one of attention, mean_key, key_bounds, representative_keys; not 'mean'",
         ),
         ({"chunk_sizes": 64, "selection": "causl"}, "selection must be one of chunk, causal; not 'causl'"),
         (
@@ -96,7 +96,7 @@ def test_a_rule_names_the_three_words_of_the_choice():
             {"rule": "paper", "summary": "mean_key"},
             "rule 'paper' says what summary, relevancy and",
         ),
-        ({"relevancy": "mean"}, "relevancy must be one of sum, mass, max; not 'mean'"),
+        ({"relevancy": "mean"}, "relevancy must be one of sum, mass, max, peak; not 'mean'"),
         ({"queries": "some"}, 'queries must be "all", {"representative": r} or {"stride": n}; not \'some\''),
         ({"queries": {"all": 1, "stride": 2}}, "queries must be"),
         ({"queries": {"first": 2}}, "queries must be"),

@@ -104,7 +104,7 @@ def test_rules_and_the_words_they_stand_for_are_the_model_s() -> None:
         (
             {"kind": "span", "chunk_sizes": 64, "queries": {"stride": 4}},
             "span, chunks of 64, 8 blocks of 32 for each, "
-            "chosen by key_bounds, mass and one query in 4 (chunk)",
+            "chosen by representative_keys, peak and one query in 4 (chunk)",
         ),
         (
             {"kind": "span", "chunk_sizes": 64, "rule": "paper", "selection": "causal"},
