@@ -3,8 +3,8 @@
 They work on *judged* choices, those that have candidates: rows (choice, first query that may judge, end,
 first candidate, end) of ``tables.judged_choices``. The comparisons of a choice's judges with its candidates
 are made twice where shares are compared, once for the log-sum-exp of each judge, once to rank the blocks:
-they are never in memory. Products are in full float32: a choice that rounding turned would be another
-attention.
+they are never in memory. Products are exact or in full float32: a choice that rounding turned would be
+another attention.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def _compare(
     queries, summaries, blocks, block_count,
     SUMMARY: tl.constexpr, VECTORS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The score of each of queries, float32 [R, BLOCK_D], with each of ``blocks`` [U]: float32 [R, U].
+    """The score of each of queries [R, BLOCK_D] with each of ``blocks`` [U]: float32 [R, U].
 
-    summaries: where the head's begin, [U, D]; for "key_bounds" [2, U, D], upper bounds and lower ones, for
+    summaries: where the head's begin, [U, D], of queries' dtype: float32, or halves, whose products tensor
+    cores add up in float32; for "key_bounds" [2, U, D], upper bounds and lower ones, for
     "representative_keys" [VECTORS, U, D]. A logit with keys between bounds is at most
     max(q, 0) . high + min(q, 0) . low.
     """
@@ -70,9 +71,10 @@ def _compare(
         return scores
     rows = load_rows(summaries, blocks, inside, D, D, BLOCK_D)
     if SUMMARY == "key_bounds":
-        scores = tl.dot(tl.maximum(queries, 0.0), tl.trans(rows), input_precision="ieee")
+        positive, negative = tl.maximum(queries, 0.0).to(rows.dtype), tl.minimum(queries, 0.0).to(rows.dtype)
+        scores = tl.dot(positive, tl.trans(rows), input_precision="ieee")
         rows = load_rows(summaries + next_vector, blocks, inside, D, D, BLOCK_D)
-        return tl.dot(tl.minimum(queries, 0.0), tl.trans(rows), scores, input_precision="ieee")
+        return tl.dot(negative, tl.trans(rows), scores, input_precision="ieee")
     return tl.dot(queries, tl.trans(rows), input_precision="ieee")
 
 
@@ -97,7 +99,7 @@ def normalise_kernel(
     head = row % heads
     at = tl.load(tokens + row * tokens_head + choice * judges + slots, mask=slots < judges, other=-1)
     q += row // heads * q_batch + head * q_head
-    queries = load_rows(q, at, at >= 0, q_token, D, BLOCK_D).to(tl.float32)
+    queries = load_rows(q, at, at >= 0, q_token, D, BLOCK_D).to(summaries.dtype.element_ty)
     member = head % SHARING if SUMMARY == "attention" else 0
     summaries += (row // SHARING * VECTORS + member) * block_count * D
     best = tl.full([BLOCK_R], float("-inf"), tl.float32)
@@ -124,11 +126,11 @@ def choose_judged_kernel(
 ):  # fmt: skip
     """The most relevant blocks of a judged choice, one program per such choice and (batch, key/value head).
 
-    q: [B, G * SHARING, L, D]; summaries: float32 [B, G * VECTORS, U, D], where VECTORS is SHARING for
-    the summary "attention"; tokens: int32 [B, H, rows, judges], the queries that judge for each choice, -1
-    for none; tokens_head: from one head to the next, 0 where all have the same; judged: int32 [rows, 5];
-    normalisers: of ``normalise_kernel``, read where shares are compared; scale: of the logits, times log2(e)
-    -> chosen: int64 [B, G, choices, width], ascending, then -1; written for judged choices alone.
+    q: [B, G * SHARING, L, D]; summaries: [B, G * VECTORS, U, D], in float32 or q's dtype, where VECTORS is
+    SHARING for the summary "attention"; tokens: int32 [B, H, rows, judges], the queries that judge for each
+    choice, -1 for none; tokens_head: from one head to the next, 0 where all have the same; judged: int32
+    [rows, 5]; normalisers: of ``normalise_kernel``, read where shares are compared; scale: of logits,
+    times log2(e) -> chosen: int64 [B, G, choices, width], ascending, then -1; of judged choices alone.
     """
     place = judged + tl.program_id(0) * 5
     choice, lowest, highest = tl.load(place), tl.load(place + 3), tl.load(place + 4)
@@ -150,10 +152,11 @@ def choose_judged_kernel(
                 slots = slot + tl.arange(0, BLOCK_R)
                 inside = slots < judges
                 at = tl.load(tokens + row * tokens_head + slots, mask=inside, other=-1)
-                queries = load_rows(q_of_head, at, at >= 0, q_token, D, BLOCK_D).to(tl.float32)
+                queries = load_rows(q_of_head, at, at >= 0, q_token, D, BLOCK_D)
                 scores = _compare(
-                    queries, summaries_of_head, blocks, block_count, SUMMARY, VECTORS, D, BLOCK_D
-                )
+                    queries.to(summaries.dtype.element_ty), summaries_of_head, blocks, block_count,
+                    SUMMARY, VECTORS, D, BLOCK_D,
+                )  # fmt: skip
                 if RELEVANCY == "mass" or RELEVANCY == "peak":
                     given = tl.load(normalisers + row * rows * judges + slots, mask=inside, other=0.0)
                     scores = tl.exp2(scores * scale - given[:, None])

@@ -10,7 +10,7 @@ from se_model.span.kernels import judging, selection, tables
 from se_model.span.kernels.arguments import kept_tile, row_tile, scale_base_2, strides_of, tiling_for
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
-from se_model.span.rules import REPRESENTATIVE_KEYS, SHARES, summary_heads
+from se_model.span.rules import OWN_NUMBERS, REPRESENTATIVE_KEYS, SHARES, summary_heads
 from se_model.span.triton_package import is_interpreting
 
 # Rows that a program sums at a time; it is bound by memory, not by arithmetic.
@@ -38,17 +38,18 @@ def can_choose(q: Tensor, layout: Layout, options: SpanOptions, width: int) -> b
 def summarise(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions, *, upcast: bool
 ) -> Tensor:
-    """Summaries as ``selection.summaries.summarise``, of all blocks of the row, in float32: [B, heads, U, D].
+    """Summaries as ``selection.summaries.summarise``, of all blocks of the row: [B, heads, U, D].
 
-    Zeros for blocks that nobody can choose.
+    In float32; but keys' own numbers, where single queries are compared with them, in the keys' dtype, unless
+    ``upcast``. Zeros for blocks that nobody can choose.
     """
     programs = q.shape[1] if options.summary == "attention" else k.shape[1]
     blocks = tables.retrievable_blocks(layout, q.device)
     vectors = summary_heads(options.summary, q.shape[1], k.shape[1], layout.block_size)
     # Zeros, not unwritten memory: an infinity or NaN that is read beside a candidate would spoil it.
-    summaries = torch.zeros(
-        q.shape[0], vectors, layout.blocks, q.shape[3], dtype=torch.float32, device=q.device
-    )
+    own = options.summary in OWN_NUMBERS and not options.sums and not upcast
+    dtype = k.dtype if own else torch.float32
+    summaries = torch.zeros(q.shape[0], vectors, layout.blocks, q.shape[3], dtype=dtype, device=q.device)
     if options.summary == "representative_keys":
         _write_representative_keys(k, summaries, blocks, layout.block_size)
         return summaries
@@ -74,7 +75,7 @@ def _write_representative_keys(k: Tensor, summaries: Tensor, blocks: Tensor, blo
         tokens = _farthest(k, ranges, kept, block_size).long()
     tokens = tokens.expand(*k.shape[:2], -1, -1).flatten(2)[..., None]
     keys = k.gather(2, tokens.expand(*tokens.shape[:3], k.shape[3]))
-    by_place = keys.unflatten(2, (-1, kept)).transpose(2, 3).float()
+    by_place = keys.unflatten(2, (-1, kept)).transpose(2, 3).to(summaries.dtype)
     summaries.unflatten(1, (groups, kept))[:, :, :, ids] = by_place
 
 

@@ -23,8 +23,9 @@ def summarise_kernel(
     """c_j, one program per block and (batch, head).
 
     q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int32 [programs, 2] of ``tables.retrievable_blocks``; scale:
-    of the logits, times log2(e) -> summaries: float32 [B, H, U, D]. For "mean_key" and "key_bounds" the heads
-    are the key/value heads, and "key_bounds" writes [B, 2 G, U, D]: a head's largest keys, then its least.
+    of the logits, times log2(e) -> summaries: [B, H, U, D], float32 or, for "key_bounds", k's dtype. For
+    "mean_key" and "key_bounds" the heads are the key/value heads, and "key_bounds" writes [B, 2 G, U, D]: a
+    head's largest keys, then its least.
     """
     first, block = tl.load(blocks + tl.program_id(0) * 2), tl.load(blocks + tl.program_id(0) * 2 + 1)
     row = tl.program_id(1)

@@ -19,7 +19,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from se_model.span.kernels import backward, forward, judging, launch_choice, selection, tables
-from se_model.span.rules import SUMMARIES
+from se_model.span.rules import OWN_NUMBERS, SUMMARIES
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 ROWS = ("q", "k", "v", "x", "out", "grad", "for_q", "for_k", "for_v")
@@ -89,6 +89,8 @@ def compile_kernel(
     names: list[str] = kernel.arg_names
     types = dict.fromkeys(ROWS, "*" + NAMES[dtype]) | dict.fromkeys(FLOATS, "*fp32")
     types |= dict.fromkeys(INTEGERS, "*i32") | {"chosen": "*i64"}
+    if constants.get("SUMMARY") in OWN_NUMBERS:
+        types["summaries"] = "*" + NAMES[dtype]
     types |= {"scale": "fp32", "scale_base_2": "fp32"} | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, "i32") for name in names}
     used = {(names.index(name),): value for name, value in constants.items() if name in names}

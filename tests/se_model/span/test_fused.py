@@ -79,11 +79,11 @@ CASES = [
     Case(summary="mean_key", heads=4, groups=2),
     Case(summary="key_bounds", heads=4, groups=2),
     BY_JUDGES,
-    replace(BY_JUDGES, heads=6, groups=2, batch=2, bounds=(0, 100)),
+    replace(BY_JUDGES, heads=6, groups=2, batch=2, bounds=(0, 100), dtype=torch.float16),
     replace(BY_JUDGES, heads=4, groups=2, bounds=(0, 30, 150), selection="causal"),
-    replace(BY_KEYS, heads=6, groups=2, batch=2, block=32, bounds=(0, 230), dtype=torch.bfloat16),
-    replace(BY_KEYS, heads=4, groups=2, bounds=(0, 150), relevancy="sum", selection="causal", refresh=24,
-            chunk=48, width=24),
+    replace(BY_KEYS, heads=4, groups=2, chunk=32, bounds=(0, 50, 120), dtype=torch.bfloat16),
+    replace(BY_KEYS, heads=4, groups=2, chunk=48, refresh=24, width=24, bounds=(0, 110), selection="causal",
+            relevancy="sum", dtype=torch.float16),
     # No more keys than are kept.
     replace(BY_KEYS, queries="all", block=4, chunk=12, bounds=(0, 90), relevancy="max"),
     # Judges and blocks of several tiles, the last not full.
@@ -116,6 +116,7 @@ CASES = [
                 relevancy=relevancy,
                 queries=queries,
                 selection=selection,
+                dtype=torch.bfloat16 if selection == "causal" else torch.float32,
             ),
             marks=GPU,
         )

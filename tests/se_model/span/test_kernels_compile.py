@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from se_model.span.rules import OWN_NUMBERS
+
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 ROOT = SCRIPT.parents[3]
 SHARED_MEMORY_OF_AN_A100 = 163 * 1024
@@ -45,6 +47,16 @@ def test_attention_in_half_precision_uses_tensor_cores_and_keeps_its_registers(c
     for each in halves:
         assert each["tensor_cores"], each
         assert each["spilled"] <= 256, each
+
+
+def test_keys_of_half_precision_are_compared_on_tensor_cores(compiled):
+    halves = [
+        each for each in compiled
+        if each["kernel"] in ("normalise_kernel", "choose_judged_kernel")
+        and each["way"]["SUMMARY"] in OWN_NUMBERS and "float32" not in each["dtype"]
+    ]  # fmt: skip
+    assert halves
+    assert all(each["tensor_cores"] for each in halves)
 
 
 def test_choosing_keeps_its_registers(compiled):
