@@ -59,11 +59,14 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def left_out_lines(result: dict[str, Any]) -> list[str]:
-    """What was not measured and why, with the lengths of which that is true."""
+    """What was not measured and why, attentions of which that is true at the same lengths together."""
     lengths: dict[tuple[str, str], list[str]] = {}
     for one in result["left_out"]:
         lengths.setdefault((one["attention"], one["reason"]), []).append(f"{one['length']:,}")
-    return [f"{name} at {', '.join(where)} tokens: {reason}" for (name, reason), where in lengths.items()]
+    names: dict[tuple[str, str], list[str]] = {}
+    for (name, reason), where in lengths.items():
+        names.setdefault((", ".join(where), reason), []).append(name)
+    return [f"{'; '.join(some)} at {where} tokens: {reason}" for (where, reason), some in names.items()]
 
 
 def _two_digits(value: float | None) -> str:

@@ -11,7 +11,7 @@ from benchmarks import measure as timing
 from benchmarks.command import PresetName, app, parse_tokens
 from benchmarks.libraries import REFERENCE
 from benchmarks.limits import Limits
-from benchmarks.peers import ORACLE, Peer
+from benchmarks.peers import ORACLE, Peer, own_peers
 from benchmarks.records import measure
 from benchmarks.run import FORMAT
 from benchmarks.settings import PRESETS, Setting
@@ -46,7 +46,7 @@ def test_a_run_writes_every_attention_with_its_ratios_and_what_it_ran_on(small_r
         assert {"SE-Attn sdpa", "SE-Attn naive", "SE-Attn naive, causal", "SDPA math"} <= set(measured)
         assert "No viable backend" in left_out["SDPA cuDNN"]
         assert left_out["NSA"] == "runs on CUDA"
-        assert f"left out: NSA at 20, 50, 90 tokens: {left_out['NSA']}" in done.stdout
+        assert f"NSA at 20, 50, 90 tokens: {left_out['NSA']}" in done.stdout
 
 
 def test_every_number_is_one_call_s_and_every_ratio_the_reference_s(small_run):
@@ -138,8 +138,14 @@ def test_presets_have_a_name_on_the_command_line_and_the_paper_s_its_numbers():
         assert target.length in lengths
 
 
-def test_the_oracle_is_a_backend():
+@pytest.mark.parametrize(("preset", "length", "measured"), [
+    ("small", 2048, True), ("small", 4096, False), ("paper", 2048, False),
+])  # fmt: skip
+def test_the_oracle_is_a_backend_that_is_measured_where_that_takes_seconds(preset, length, measured):
     assert ORACLE in BACKENDS
+    found = own_peers(PRESETS[preset].setting, length, "cpu", torch.float32)
+    (oracle,) = (one for one in found if one.name == f"SE-Attn {ORACLE}")
+    assert isinstance(oracle, Peer) == measured
 
 
 def test_one_call_runs_every_chunk_size_and_counts_as_so_many(monkeypatch):
