@@ -34,7 +34,7 @@ infra:  ## format, validate and test the Terraform modules
 bench: $(VENV)/.installed  ## what attention costs on this machine, against its peers and the targets
 	$(BIN)/python benchmarks/attention.py --device cpu
 
-miniature: $(VENV)/.installed  ## what retrieval is worth, at a small scale, and its tables (an hour and a half)
+miniature: $(VENV)/.installed  ## what retrieval is worth, at a small scale, and its tables (two hours)
 	$(BIN)/espan run pipelines/recipes/miniature.yaml
 	$(BIN)/python -m benchmarks.miniature
 
