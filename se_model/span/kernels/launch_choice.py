@@ -73,8 +73,8 @@ def _write_representative_keys(k: Tensor, summaries: Tensor, blocks: Tensor, blo
     if kept < block_size:
         ranges = torch.stack([blocks[:, 0], blocks[:, 0] + block_size], dim=1)
         tokens = _farthest(k, ranges, kept, block_size).long()
-    tokens = tokens.expand(*k.shape[:2], -1, -1).flatten(2)[..., None]
-    keys = k.gather(2, tokens.expand(*tokens.shape[:3], k.shape[3]))
+    tokens = tokens.expand(*k.shape[:2], -1, -1).flatten(2)
+    keys = torch.take_along_dim(k, tokens[..., None], dim=2)
     by_place = keys.unflatten(2, (-1, kept)).transpose(2, 3).to(summaries.dtype)
     summaries.unflatten(1, (groups, kept))[:, :, :, ids] = by_place
 

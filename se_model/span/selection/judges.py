@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,5 +36,5 @@ def judges_of(q: Tensor, size: int, sample: QuerySample) -> Judges:
         pieces = pieces[:, :, :, :: sample.number]
     elif sample.kind == "representative" and sample.number < size:
         places = representatives(q, size, sample.number)
-        pieces = pieces.gather(3, places[..., None].expand(*places.shape, q.shape[3]))
+        pieces = torch.take_along_dim(pieces, places[..., None], dim=3)
     return Judges(pieces, counts)

@@ -44,7 +44,7 @@ def summarise(q: Tensor, k: Tensor, v: Tensor, options: SpanOptions) -> Tensor:
         blocks = k.unflatten(2, (-1, block_size))
         if block_size > REPRESENTATIVE_KEYS:
             places = representatives(k, block_size, REPRESENTATIVE_KEYS)
-            blocks = blocks.gather(3, places[..., None].expand(*places.shape, k.shape[3]))
+            blocks = torch.take_along_dim(blocks, places[..., None], dim=3)
         return blocks.transpose(2, 3).flatten(1, 2)
     tokens = max(block_size, _TOKENS_AT_ONCE // block_size * block_size)
     scale = options.scale_for(q.shape[3])
