@@ -46,7 +46,9 @@ def test_a_run_writes_every_attention_with_its_ratios_and_what_it_ran_on(small_r
         assert {"SE-Attn sdpa", "SE-Attn naive", "SE-Attn naive, causal", "SDPA math"} <= set(measured)
         assert "No viable backend" in left_out["SDPA cuDNN"]
         assert left_out["NSA"] == "runs on CUDA"
-        assert f"NSA at 20, 50, 90 tokens: {left_out['NSA']}" in done.stdout
+        together = "sliding window, flex_attention; flash-attn; sliding window, flash-attn; MoBA; NSA"
+        printed = " ".join(done.stdout.split())
+        assert f"left out: {together} at 20, 50, 90 tokens: {left_out['NSA']}" in printed
 
 
 def test_every_number_is_one_call_s_and_every_ratio_the_reference_s(small_run):
