@@ -9,7 +9,8 @@
 
 A process that wants an entry locks it. The first downloads it, beside its place, and renames it when it is
 whole; the others wait and find it. The kernel releases a lock when its process ends, however it ends, and the
-next goes on with the files that had arrived.
+next goes on with the files that had arrived. A download has a lock of its own, in whose line processes wait:
+who waited for the entry's own to be free would wait for those that keep the entry as long as they live.
 
 Clean-up: before a download, entries that no process has used for 30 days are removed and, if the disk is
 still too small, the least recently used ones. Resumed checkpoints are removed once they are read. The
@@ -95,16 +96,16 @@ def borrowed(
     root = root or cache_root()
     target = root / kind / name
     with _lock_file(target) as lock:
-        unfinished = _unfinished(target)
         while True:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if target.exists():
                 break
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():  # else another process was faster
-                _make_room(root, size - _bytes_in(unfinished), target)
-                _fill(unfinished, fill)
-                os.replace(unfinished, target)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            with _lock_file(_unfinished(target)) as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                if not target.exists():  # else another process was faster
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # nobody keeps what is not there
+                    _download(target, size, fill, root)
             # Between here and the shared lock another process may remove it: look again.
         with contextlib.suppress(PermissionError):  # another user's entry, in a cache that is shared
             os.utime(target)
@@ -200,6 +201,13 @@ def _lock_file(target: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _download(target: Path, size: int, fill: Callable[[Path], None], root: Path) -> None:
+    unfinished = _unfinished(target)
+    _make_room(root, size - _bytes_in(unfinished), target)
+    _fill(unfinished, fill)
+    os.replace(unfinished, target)
+
+
 def _fill(unfinished: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(unfinished)
@@ -231,12 +239,12 @@ def _make_room(root: Path, size: int, coming: Path) -> None:
         )
 
 
-def _entries(root: Path) -> list[Path]:
+def _entries(root: Path) -> set[Path]:
     """Returns what was downloaded below `root`, whole or not: each entry has its lock, others have none."""
     locks = [lock for kind in (root / _LOCKS).iterdir() for lock in kind.iterdir()]
     targets = [root / lock.parent.name / lock.name for lock in locks]
     both = (path for target in targets for path in (target, _unfinished(target)))
-    return [path for path in both if path.exists()]
+    return {path for path in both if path.exists()}
 
 
 def _last_used(entry: Path) -> float:

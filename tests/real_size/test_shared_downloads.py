@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -79,6 +81,27 @@ def test_processes_that_load_a_model_at_once_download_each_file_once(log: Path, 
     read = {path.name: 1 for path in model.iterdir() if path.suffix in (".safetensors", ".json", ".jinja")}
     assert downloads(log) == read
     assert found[0][1] == sorted(read)
+
+
+def test_those_that_waited_for_a_download_do_not_wait_for_those_that_keep_it(tmp_path: Path) -> None:
+    everybody, rounds = 8, 20
+    both = Barrier(everybody, timeout=20)
+
+    def keep(_: int) -> list[str]:
+        read = []
+        for number in range(rounds):
+            both.wait()  # all of them miss the entry at once
+            with node_cache.borrowed("shards", f"{number}", 7, fill, tmp_path) as path:
+                both.wait()  # nobody lets go before all have it
+                read.append(path.read_text())
+        return read
+
+    def fill(path: Path) -> None:
+        with path.open("x") as file:  # once
+            file.write("content")
+
+    with ThreadPoolExecutor(everybody) as threads:
+        assert list(threads.map(keep, range(everybody))) == [["content"] * rounds] * everybody
 
 
 def test_another_content_in_the_same_place_is_another_entry(log: Path, model: Path) -> None:
