@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from se_model.recurrence import ssd_chunked, ssd_naive
+from se_model.recurrence.mamba2 import segment
 from tests.tolerances import BY_DTYPE, F32_SHORT, F64
+
+chunked = sys.modules["se_model.recurrence.mamba2.chunked"]  # the package has a function `mamba2`
 
 
 def inputs(length: int, dtype: torch.dtype, *, decay: float, groups: int = 2, batch: int = 1) -> list[Tensor]:
@@ -65,6 +71,134 @@ def test_chunk_size_and_groups_do_not_change_the_result(chunk_size, groups):
     tensors = inputs(75, torch.float64, decay=0.3, groups=groups, batch=2)
     expected = outputs_and_gradients(ssd_naive, tensors)
     assert_same(outputs_and_gradients(ssd_chunked, tensors, chunk_size=chunk_size), expected, torch.float64)
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks of 16 in a segment, so that short rows have several."""
+    monkeypatch.setattr(chunked, "SEGMENT", 32)
+
+
+SEVERAL = [None, [0, 33, 100], [0, 32, 64, 100], [0, 5, 97, 100], [0, 1, 2, 3, 31, 32, 34, 100]]
+
+
+@pytest.mark.parametrize("bounds", SEVERAL, ids=str)
+@pytest.mark.parametrize(("length", "groups"), [(31, 1), (32, 2), (33, 4), (64, 2), (65, 1), (100, 2)])
+@pytest.mark.usefixtures("short_segments")
+def test_several_segments_equal_the_recurrence(length, groups, bounds):
+    tensors = inputs(length, torch.float64, decay=0.05, groups=groups)
+    options = {}
+    if bounds is not None:
+        options = {"cu_seqlens": torch.tensor([*(bound for bound in bounds if bound < length), length])}
+    expected = outputs_and_gradients(ssd_naive, tensors, **options)
+    actual = outputs_and_gradients(ssd_chunked, tensors, chunk_size=16, **options)
+    assert_same(actual, expected, torch.float64)
+
+
+@pytest.mark.usefixtures("short_segments")
+def test_rows_of_a_batch_start_from_zeros_where_no_state_is_given():
+    *tensors, _ = inputs(75, torch.float64, decay=0.05, batch=3)
+    expected, actual = (form(*tensors) for form in (ssd_naive, partial(ssd_chunked, chunk_size=16)))
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=F64)
+
+
+@pytest.mark.parametrize("bounds", SEVERAL, ids=str)
+@pytest.mark.usefixtures("short_segments")
+def test_a_state_received_after_the_scan_is_as_one_known_before(bounds):
+    tensors = inputs(100, torch.float64, decay=0.02)
+    told = []
+
+    def from_elsewhere(*arguments, initial_state, **options):
+        def received(left, log_decay):
+            told.append((left, log_decay))
+            return initial_state
+
+        return ssd_chunked(*arguments, chunk_size=16, initial_state=received, **options)
+
+    options = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    expected = outputs_and_gradients(ssd_naive, tensors, **options)
+    assert_same(outputs_and_gradients(from_elsewhere, tensors, **options), expected, torch.float64)
+    x, dt, A, B, C, _ = tensors
+    torch.testing.assert_close(told[0][0], ssd_naive(x, dt, A, B, C, **options)[1], rtol=0, atol=F64)
+    torch.testing.assert_close(told[0][1], (dt * A).sum(1), rtol=0, atol=F64)
+
+
+@pytest.mark.usefixtures("short_segments")
+def test_gradients_flow_through_what_the_received_state_is_made_of():
+    x, dt, A, B, C, _ = inputs(9, torch.float64, decay=0.5)
+
+    def form(x, dt, A, B, C):
+        def received(left, log_decay):
+            return left * log_decay.exp()[..., None, None] + left
+
+        return ssd_chunked(x, dt, A, B, C, chunk_size=4, initial_state=received)
+
+    assert torch.autograd.gradcheck(form, (x, dt, A, B, C))
+
+
+def test_half_precision_inputs_are_computed_in_float32():
+    tensors = inputs(100, torch.float64, decay=0.1)
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors]
+    exact = [tensor.detach().double().requires_grad_() for tensor in halves]
+    expected = outputs_and_gradients(ssd_naive, exact)
+    actual = outputs_and_gradients(ssd_chunked, halves, chunk_size=16)
+    assert actual["state"].dtype == torch.float32
+    assert actual.pop("grad A").dtype == torch.bfloat16
+    expected.pop("grad A")  # of hundreds of tokens: its rounding alone is beyond the others'
+    assert_same({name: value.double() for name, value in actual.items()}, expected, torch.bfloat16)
+
+
+def wide_inputs(length: int) -> list[Tensor]:
+    """x, dt, A, B, C of heads of 64 with states of 128, as models have them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, length, 8, 64), (1, length, 8), (1, length, 1, 128), (1, length, 1, 128)
+    x, dt, B, C = (torch.randn(shape, generator=generator) for shape in shapes)
+    tensors = x, torch.nn.functional.softplus(dt), -torch.linspace(1, 16, 8), B, C
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def test_a_fifth_of_the_inputs_is_kept_for_backward_at_most():
+    tensors = wide_inputs(2048)
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ssd_chunked(*tensors)
+    assert own <= kept.keys()
+    beyond = sum(size for place, size in kept.items() if place not in own)
+    assert 0 < beyond <= 0.2 * sum(tensor.nbytes for tensor in tensors)
+
+
+def test_arithmetic_grows_with_the_length_alone():
+    def operations(length: int) -> int:
+        tensors = wide_inputs(length)
+        with FlopCounterMode(display=False) as counter:
+            y, state = ssd_chunked(*tensors)
+            torch.autograd.grad((y.sum() + state.sum()), tensors)
+        return counter.get_total_flops()
+
+    assert operations(4096) == 4 * operations(1024)
+
+
+def test_what_has_decayed_to_nothing_is_zero_and_not_denormal():
+    x, dt, A, B, C = (tensor.detach() for tensor in wide_inputs(1024))
+    made = segment.Segment.of(x, dt, A, B, C, dtype=torch.float32, size=64, documents=None)
+    for decay in (made.within, made.from_start, made.to_end, made.across):
+        assert decay.min() == 0
+        assert decay[decay > 0].min() > 1e-20
+
+
+def test_second_derivatives_are_refused():
+    *tensors, _ = inputs(9, torch.float64, decay=0.5)
+    (first,) = torch.autograd.grad(ssd_chunked(*tensors)[0].square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 BOUNDARIES = [[0, 1, 50], [0, 49, 50], [0, 16, 32, 50], [0, 3, 4, 5, 17, 40, 50], [0, 50], list(range(51))]
