@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import context_parallel, miniature
+from benchmarks import context_parallel, miniature, recurrence
 from benchmarks.run import FORMAT
 from benchmarks.tables import HEADINGS, left_out_lines, rows
 from benchmarks.targets import HEADINGS as TARGET_HEADINGS
@@ -18,6 +18,8 @@ BEGIN = "<!-- attention: begin; written by python -m benchmarks.readme -->"
 END = "<!-- attention: end -->"
 SHARED_BEGIN = "<!-- context parallelism: begin; written by python -m benchmarks.readme -->"
 SHARED_END = "<!-- context parallelism: end -->"
+RECURRENCE_BEGIN = "<!-- recurrence: begin; written by python -m benchmarks.readme -->"
+RECURRENCE_END = "<!-- recurrence: end -->"
 MINIATURE_BEGIN = "<!-- miniature: begin; written by python -m benchmarks.miniature -->"
 MINIATURE_END = "<!-- miniature: end -->"
 
@@ -83,17 +85,36 @@ def rewrite_shared(text: str, result: dict[str, Any]) -> str:
     Raises:
         ValueError: if a marker is missing.
     """
-    host, versions = result["machine"], result["versions"]
-    commit = versions["code"].get("commit", "unknown")
     parts = [
-        f"{host['processor']}; torch {versions['torch']}, commit {commit}, "
-        f"{result['measured'][:10]}; load before {host['load_before']}. "
-        "All of it: `results/context_parallel.json`.",
+        _measured_on(result, context_parallel.OUTPUT),
         _markdown(context_parallel.HEADINGS, context_parallel.rows(result)),
         "\n".join(f"- {line}" for line in context_parallel.verdicts(result)),
         _markdown(context_parallel.LARGE_HEADINGS, context_parallel.large_rows(result)),
     ]
     return _replace(text, SHARED_BEGIN, SHARED_END, "\n\n".join(parts))
+
+
+def rewrite_recurrence(text: str, result: dict[str, Any]) -> str:
+    """The README with what the recurrence costs made anew.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    parts = [
+        _measured_on(result, recurrence.OUTPUT),
+        _markdown(recurrence.HEADINGS, recurrence.rows(result)),
+        _markdown(recurrence.TARGET_HEADINGS, recurrence.verdicts(result)),
+    ]
+    return _replace(text, RECURRENCE_BEGIN, RECURRENCE_END, "\n\n".join(parts))
+
+
+def _measured_on(result: dict[str, Any], file: Path) -> str:
+    host, versions = result["machine"], result["versions"]
+    commit = versions["code"].get("commit", "unknown")
+    return (
+        f"{host['processor']}; torch {versions['torch']}, commit {commit}, {result['measured'][:10]}; "
+        f"load before {host['load_before']}. All of it: `results/{file.name}`."
+    )
 
 
 def rewrite_miniature(text: str, result: dict[str, Any]) -> str:
@@ -118,7 +139,11 @@ def _replace(text: str, begin: str, end: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    shared = json.loads(context_parallel.OUTPUT.read_text())
-    small = json.loads(miniature.OUTPUT.read_text())
-    text = rewrite_shared(rewrite(README.read_text(), RESULTS), shared)
-    README.write_text(rewrite_miniature(text, small))
+    text = rewrite(README.read_text(), RESULTS)
+    for write, file in (
+        (rewrite_shared, context_parallel.OUTPUT),
+        (rewrite_recurrence, recurrence.OUTPUT),
+        (rewrite_miniature, miniature.OUTPUT),
+    ):
+        text = write(text, json.loads(file.read_text()))
+    README.write_text(text)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import miniature
+from benchmarks import miniature, recurrence
 from benchmarks.context_parallel import OUTPUT
 from benchmarks.plots import cost_figure, floor_figure
 from benchmarks.readme import (
@@ -18,6 +18,7 @@ from benchmarks.readme import (
     newest_results,
     rewrite,
     rewrite_miniature,
+    rewrite_recurrence,
     rewrite_shared,
     section,
 )
@@ -29,6 +30,8 @@ def test_the_readme_is_in_step_with_the_committed_results():
     text = README.read_text()
     assert rewrite(text, RESULTS) == text, "run python -m benchmarks.readme"
     assert rewrite_shared(text, json.loads(OUTPUT.read_text())) == text, "run python -m benchmarks.readme"
+    scan = json.loads(recurrence.OUTPUT.read_text())
+    assert rewrite_recurrence(text, scan) == text, "run python -m benchmarks.readme"
     small = json.loads(miniature.OUTPUT.read_text())
     assert rewrite_miniature(text, small) == text, "run python -m benchmarks.readme"
     for path, result in newest_results(RESULTS):
