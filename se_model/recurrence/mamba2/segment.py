@@ -169,7 +169,7 @@ class Segment:
         dC = dC + d_scores @ B
         dB = dB + d_scores.transpose(-1, -2) @ C
 
-        # Each pair counts for the later token and against the earlier, and is to cancel exactly in the sums below.
+        # A pair counts for the later token and against the earlier: in the sums below it must cancel exactly.
         later, earlier = (d_within.sum(dim, dtype=torch.float64) for dim in (-1, -2))
         d_log = (later - earlier).transpose(2, 3) + d_start - d_end
         d_log[:, :, -1] += d_end.sum(2, dtype=torch.float64) + d_across
