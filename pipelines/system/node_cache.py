@@ -4,7 +4,7 @@
         models/KEY/         files of a model            shards/SHA256.arrow     a shard of a corpus
         tokenizers/KEY/     files of a tokenizer        checkpoints/KEY/        a checkpoint to resume from
         KIND/.NAME.partial  a download under way
-        locks/KIND/NAME     empty files, locked with `flock`
+        locks/KIND/...      empty files, locked with `flock`: one of each name above
         answers/            of another kind: see `pipelines.system.answers`
 
 A process that wants an entry locks it. The first downloads it, beside its place, and renames it when it is
@@ -239,12 +239,10 @@ def _make_room(root: Path, size: int, coming: Path) -> None:
         )
 
 
-def _entries(root: Path) -> set[Path]:
+def _entries(root: Path) -> list[Path]:
     """Returns what was downloaded below `root`, whole or not: each entry has its lock, others have none."""
-    locks = [lock for kind in (root / _LOCKS).iterdir() for lock in kind.iterdir()]
-    targets = [root / lock.parent.name / lock.name for lock in locks]
-    both = (path for target in targets for path in (target, _unfinished(target)))
-    return {path for path in both if path.exists()}
+    locks = (lock for kind in (root / _LOCKS).iterdir() for lock in kind.iterdir())
+    return [path for lock in locks if (path := root / lock.parent.name / lock.name).exists()]
 
 
 def _last_used(entry: Path) -> float:
