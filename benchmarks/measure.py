@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 MOST_REPEATS = 50
@@ -71,6 +72,32 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
         (event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]
     )
     return max(accumulate((event["args"]["Bytes"] for event in changes), initial=0))
+
+
+def saved_tensors(call: Callable[[], object]) -> dict[int, Tensor]:
+    """A tensor of each storage that autograd keeps for a call's backward, by the storage's identity."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # The tensor is held, so that no storage is released and its place used again.
+        saved[storage_identity(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return saved
+
+
+def storage_identity(tensor: Tensor) -> int:
+    """The same for all views of one storage, on `meta` too, as long as one of them lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def saved_bytes(call: Callable[[], object], besides: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward of a call in other storages than those of ``besides``."""
+    given = {storage_identity(tensor) for tensor in besides}
+    saved = saved_tensors(call).items()
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in saved if storage not in given)
 
 
 def _synchronize(device: str) -> None:

@@ -193,3 +193,9 @@ def describe_machine(device: str) -> Record:
         "threads": torch.get_num_threads(),
         "load_before": round(load, 2),
     }
+
+
+def warn_if_busy(host: Record, say: Callable[[str], None]) -> None:
+    """Says not to keep the times if `describe_machine` found more than half of the cores at work."""
+    if host["load_before"] > 0.5 * host["cpus"]:
+        say(f"warning: the machine is busy (load {host['load_before']}); do not keep these times")

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import BambaConfig
 from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
 
-from benchmarks.measure import interleaved_seconds, peak_bytes
-from benchmarks.records import describe_machine
+from benchmarks.measure import interleaved_seconds, peak_bytes, saved_bytes
+from benchmarks.records import describe_machine, warn_if_busy
 from pipelines.system.machine import cpu_count
 from pipelines.system.storage import write_json_atomic
 from pipelines.system.versions import code_version
@@ -70,24 +70,6 @@ def train(scan: Scan, inputs: list[Tensor]) -> None:
     torch.autograd.grad(y, inputs, torch.ones_like(y))
 
 
-def kept_bytes(scan: Scan, inputs: list[Tensor]) -> int:
-    """What autograd keeps for backward in storages that are no input's."""
-    given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    kept: dict[int, int] = {}
-    held = []  # so that no storage is released and its address used again
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held.append(tensor)
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scan(*inputs)
-    return sum(kept.values())
-
-
 def measure(length: int, repeats: int, seconds: float) -> list[Record]:
     """A record for each recurrence at one length."""
     inputs = draw_inputs(length)
@@ -103,7 +85,7 @@ def measure(length: int, repeats: int, seconds: float) -> list[Record]:
             "recurrence": name,
             "seconds": statistics.median(samples[name]),
             "samples": samples[name],
-            "kept_bytes": kept_bytes(scans[name], inputs),
+            "kept_bytes": saved_bytes(partial(scans[name], *inputs), inputs),
             "input_bytes": sum(tensor.nbytes for tensor in inputs),
             "peak_bytes": peaks[name],
         }
@@ -159,8 +141,7 @@ def main(
     """Measures the chunked recurrence of Mamba-2 on this machine's CPU, forward and backward."""
     torch.set_num_threads(threads or cpu_count())
     host = describe_machine("cpu")
-    if host["load_before"] > 0.5 * host["cpus"]:
-        NOTES.print(f"warning: the machine is busy (load {host['load_before']}); do not keep these times")
+    warn_if_busy(host, NOTES.print)
     results = []
     for length in (SHORT, MIDDLE, LONG):
         NOTES.print(f"measuring {length:,} tokens ...")

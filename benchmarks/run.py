@@ -13,7 +13,7 @@ import torch
 from benchmarks.libraries import REFERENCE, library_peers, reference, reference_kernel
 from benchmarks.limits import Limits, free_bytes, input_bytes, output_bytes
 from benchmarks.peers import OURS, LeftOut, Peer, own_peers
-from benchmarks.records import MODES, Record, describe_machine, measure
+from benchmarks.records import MODES, Record, describe_machine, measure, warn_if_busy
 from benchmarks.settings import Setting
 from pipelines.system.versions import code_version
 
@@ -55,8 +55,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Iterator[Record]:
     ``say`` is told what goes on. The load is looked at first, so that it is not this run's own.
     """
     host = describe_machine(plan.device)
-    if host["load_before"] > 0.5 * host["cpus"]:
-        say(f"warning: the machine is busy (load {host['load_before']}); do not keep these times")
+    warn_if_busy(host, say)
     dtype = getattr(torch, plan.dtype)
     result: Record = {
         "format": FORMAT,

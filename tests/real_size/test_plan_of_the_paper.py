@@ -13,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from benchmarks.measure import saved_bytes
 from tests.real_size.hub_cache import add_snapshot, offline_environment
 from tests.real_size.published import MAMBA2ATTN_2_7B
 
@@ -141,18 +142,10 @@ def test_a_blocks_memory_is_what_autograd_saves() -> None:
     from se_model.hybrid.published import translate_published_config
 
     configuration = Mamba2HybridConfig(**translate_published_config(MAMBA2ATTN_2_7B))
-    saved: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage()._cdata] = (tensor.untyped_storage().nbytes(), tensor)
-        return tensor
-
     with torch.device("meta"):
         block = HybridBlock(configuration, 0)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            block(torch.empty(1, 8192, 2560, requires_grad=True))
-    own = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
-    expected = sum(size for storage, (size, _) in saved.items() if storage not in own)
+        hidden = torch.empty(1, 8192, 2560, requires_grad=True)
+        expected = saved_bytes(lambda: block(hidden), block.parameters())
     assert expected == pytest.approx(1.86 * 2**30, rel=0.01)
 
     skeleton = Skeleton(configuration, SpanConfig(), None, torch.float32)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.measure import saved_tensors
 from se_model import se_attention
 
 
@@ -21,16 +22,11 @@ def test_a_call_without_memory_has_shapes_and_gradients(backend: str) -> None:
 
 def test_it_keeps_inputs_output_choice_and_one_number_a_query() -> None:
     def saved_by(device: str) -> dict[tuple[int, ...], int]:
-        saved: dict[int, torch.Tensor] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            saved[tensor.untyped_storage()._cdata] = tensor
-            return tensor
-
         with torch.device(device):
             q, k, v = (torch.zeros(1, 4, 96, 16, requires_grad=True) for _ in range(3))
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                se_attention(q, k, v, chunk_size=32, block_size=8, top_k=2, backend="sdpa")
+            saved = saved_tensors(
+                lambda: se_attention(q, k, v, chunk_size=32, block_size=8, top_k=2, backend="sdpa")
+            )
         shapes = [tuple(tensor.shape) for tensor in saved.values()]
         return {shape: shapes.count(shape) for shape in shapes}
 
