@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from se_model.recurrence.mamba2.received import with_received_state
-from se_model.recurrence.mamba2.segment import ChunkDocuments, Segment
+from se_model.recurrence.mamba2.segment import ChunkDocuments, Inputs, Segment
 from se_model.recurrence.mamba2.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
 from se_model.span.documents import DocumentBounds, Documents
@@ -81,11 +81,11 @@ class _Segments(torch.autograd.Function):
         ctx.size, ctx.documents = size, documents
         ctx.initial_dtype = None if initial_state is None else initial_state.dtype
         y, states = torch.empty_like(x), []
-        for tokens, segment in _segments(x, dt, A, B, C, dtype, size, documents):
+        for tokens, segment in _segments(Inputs(x, dt, A, B, C), dtype, size, documents):
             states.append(state)
             all_states = segment.states(state)
             y[:, tokens] = segment.outputs(all_states)
-            state = all_states[:, -1].clone()
+            state = all_states[:, -1].clone()  # a view would keep all of them
         ctx.save_for_backward(x, dt, A, B, C, *states)
         return y, _by_head(state)
 
@@ -97,7 +97,8 @@ class _Segments(torch.autograd.Function):
         dx, d_dt, dB, dC = (torch.empty_like(tensor) for tensor in (x, dt, B, C))
         dA = torch.zeros_like(A, dtype=torch.float64)
         d_state = _by_group(d_final.to(dtype), B.shape[2])
-        for tokens, segment in _segments(x, dt, A, B, C, dtype, ctx.size, ctx.documents, backwards=True):
+        inputs = Inputs(x, dt, A, B, C)
+        for tokens, segment in _segments(inputs, dtype, ctx.size, ctx.documents, backwards=True):
             found = segment.gradients(segment.states(states.pop()), dy[:, tokens], d_state)
             dx[:, tokens], d_dt[:, tokens], dB[:, tokens], dC[:, tokens] = found.x, found.dt, found.B, found.C
             dA += found.A
@@ -107,35 +108,21 @@ class _Segments(torch.autograd.Function):
 
 
 def _segments(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
+    inputs: Inputs,
     dtype: torch.dtype,
     size: int,
     documents: ChunkDocuments | None,
     backwards: bool = False,
 ) -> Iterator[tuple[slice, Segment]]:
     """Every segment with its tokens, made when it is asked for."""
-    length, count = x.shape[1], max(1, SEGMENT // size)
-    starts = range(0, -(-length // size), count)
+    length, count = inputs.x.shape[1], max(1, SEGMENT // size)
+    chunks = -(-length // size)
+    starts = range(0, chunks, count)
     for first in reversed(starts) if backwards else starts:
-        end = min(first + count, -(-length // size))
+        end = min(first + count, chunks)
         tokens = slice(first * size, min(end * size, length))
-        yield (
-            tokens,
-            Segment.of(
-                x[:, tokens],
-                dt[:, tokens],
-                A,
-                B[:, tokens],
-                C[:, tokens],
-                dtype=dtype,
-                size=size,
-                documents=None if documents is None else documents.chunks(first, end),
-            ),
-        )
+        these = None if documents is None else documents.chunks(first, end)
+        yield tokens, Segment.of(inputs.tokens(tokens), dtype=dtype, size=size, documents=these)
 
 
 def _by_group(state: Tensor, groups: int) -> Tensor:

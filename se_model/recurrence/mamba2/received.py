@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from se_model.recurrence.mamba2.segment import decay
 from se_model.span.documents import DocumentBounds
 
 
@@ -40,7 +41,7 @@ def with_received_state(
     )
     y = torch.cat([y[:, :first] + given.to(y.dtype), y[:, first:]], dim=1)
     if len(bounds) == 2:
-        left = left + log_decay[:, -1].exp().to(state.dtype)[..., None, None] * state
+        left = left + decay(log_decay[:, -1].to(state.dtype))[..., None, None] * state
     return y, left
 
 
@@ -50,4 +51,4 @@ def _given(state: Tensor, log_decay: Tensor, C: Tensor) -> Tensor:
     by_group = state.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, G, heads of a group * P, N]
     product = C.to(state.dtype).transpose(1, 2) @ by_group.transpose(-1, -2)  # [B, G, L, heads * P]
     product = product.unflatten(-1, (-1, state.shape[2])).transpose(1, 2).flatten(2, 3)
-    return product * log_decay.exp().to(state.dtype)[..., None]
+    return product * decay(log_decay.to(state.dtype))[..., None]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,20 @@ class ChunkDocuments(NamedTuple):
         return ChunkDocuments(self.of_token[start:end], self.of_state[start : end + 1])
 
 
+class Inputs(NamedTuple):
+    """What `ssd_naive` takes, but for the state."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+    def tokens(self, part: slice) -> Inputs:
+        """Those of some of the tokens."""
+        return Inputs(self.x[:, part], self.dt[:, part], self.A, self.B[:, part], self.C[:, part])
+
+
 class Gradients(NamedTuple):
     """Of a segment's inputs, in their shapes and the dtype that it computes in; A's in float64."""
 
@@ -49,6 +64,17 @@ class Gradients(NamedTuple):
     B: Tensor
     C: Tensor
     state: Tensor
+
+
+def decay(log: Tensor, visible: Tensor | None = None) -> Tensor:
+    """exp(log) where visible, else zero; a decay below the square root of the smallest number is zero, too.
+
+    Products with such decays are denormal numbers, with which a CPU computes ten times as slowly.
+    """
+    if visible is not None:
+        log = log.masked_fill(~visible, -torch.inf)
+    smallest = torch.finfo(log.dtype).smallest_normal
+    return F.threshold(log, math.log(smallest) / 2, -torch.inf).exp()
 
 
 @dataclass(frozen=True)
@@ -81,20 +107,11 @@ class Segment:
 
     @classmethod
     def of(
-        cls,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        *,
-        dtype: torch.dtype,
-        size: int,
-        documents: ChunkDocuments | None,
+        cls, inputs: Inputs, *, dtype: torch.dtype, size: int, documents: ChunkDocuments | None
     ) -> Segment:
-        """Cuts inputs of `ssd_naive` into chunks of ``size`` tokens, to compute with in ``dtype``."""
+        """Cuts inputs into chunks of ``size`` tokens, to compute with in ``dtype``."""
+        x, dt, A, B, C = inputs
         length, groups = B.shape[1:3]
-
         x, dt, B, C = (_chunked(tensor.to(dtype), size) for tensor in (x, dt, B, C))
         B, C = B.transpose(2, 3), C.transpose(2, 3)
         # The difference of two cumulative sums loses what their size swallows: these few numbers are float64.
@@ -117,15 +134,15 @@ class Segment:
             A=A,
             B=B,
             C=C,
-            within=_decay((by_head[..., :, None] - by_head[..., None, :]).to(dtype), visible),
-            from_start=_decay(log_decay.to(dtype), here),
-            to_end=_decay((end - log_decay).to(dtype), ending),
-            across=_decay(end.to(dtype), passing).squeeze(2).unflatten(2, (groups, 1, -1, 1)),
+            within=decay((by_head[..., :, None] - by_head[..., None, :]).to(dtype), visible),
+            from_start=decay(log_decay.to(dtype), here),
+            to_end=decay((end - log_decay).to(dtype), ending),
+            across=decay(end.to(dtype), passing).squeeze(2).unflatten(2, (groups, 1, -1, 1)),
         )
 
     def states(self, state: Tensor) -> Tensor:
         """The state at every chunk boundary, [B, T + 1, G, N, h, P], from the one at the first."""
-        added = self.B.transpose(-1, -2) @ self._by_group(self._decayed_to_end())
+        added = self.B.transpose(-1, -2) @ self._decayed_to_end
         added = added.unflatten(-1, state.shape[-2:])
         states = added.new_empty(added.shape[0], added.shape[1] + 1, *added.shape[2:])
         states[:, 0] = state
@@ -156,7 +173,7 @@ class Segment:
         d_across = ((states[:, :-1] * behind).sum((-1, -3)) * self.across[..., 0, :, 0]).flatten(2)
 
         behind = behind.flatten(-2)
-        dB = self._by_group(self._decayed_to_end()) @ behind.transpose(-1, -2)
+        dB = self._decayed_to_end @ behind.transpose(-1, -2)
         du = self._by_token(B @ behind) * self.to_end[..., None]
         d_end = (du * u).sum(-1)
 
@@ -190,8 +207,10 @@ class Segment:
             d_states[:, t].addcmul_(self.across[:, t], d_states[:, t + 1])
         return d_states
 
+    @cached_property
     def _decayed_to_end(self) -> Tensor:
-        return self.u * self.to_end[..., None]
+        """What is left of u at the end of its chunk: [B, T, G, Q, h P]."""
+        return self._by_group(self.u * self.to_end[..., None])
 
     def _by_head(self, by_head: Tensor, by_group: Tensor) -> Tensor:
         """The product of [B, T, H, Q, Q] with [B, T, G, Q, Q]."""
@@ -216,14 +235,3 @@ def _chunked(tensor: Tensor, size: int) -> Tensor:
     if padding := -tensor.shape[1] % size:
         tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
     return tensor.unflatten(1, (-1, size))
-
-
-def _decay(log: Tensor, visible: Tensor | None) -> Tensor:
-    """exp(log) where visible, else zero; a decay below the square root of the smallest number is zero, too.
-
-    Products with such decays are denormal numbers, with which a CPU computes ten times as slowly.
-    """
-    if visible is not None:
-        log = log.masked_fill(~visible, -torch.inf)
-    smallest = torch.finfo(log.dtype).smallest_normal
-    return F.threshold(log, math.log(smallest) / 2, -torch.inf).exp()

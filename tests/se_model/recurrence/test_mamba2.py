@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import saved_bytes, saved_tensors, storage_identity
 from se_model.recurrence import ssd_chunked, ssd_naive
-from se_model.recurrence.mamba2 import segment
+from se_model.recurrence.mamba2.segment import Inputs, Segment
 from tests.tolerances import BY_DTYPE, F32_SHORT, F64
 
 chunked = sys.modules["se_model.recurrence.mamba2.chunked"]  # the package has a function `mamba2`
@@ -160,18 +161,9 @@ def wide_inputs(length: int) -> list[Tensor]:
 
 def test_a_fifth_of_the_inputs_is_kept_for_backward_at_most():
     tensors = wide_inputs(2048)
-    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ssd_chunked(*tensors)
-    assert own <= kept.keys()
-    beyond = sum(size for place, size in kept.items() if place not in own)
+    saved = saved_tensors(lambda: ssd_chunked(*tensors))
+    assert {storage_identity(tensor) for tensor in tensors} <= saved.keys()
+    beyond = saved_bytes(lambda: ssd_chunked(*tensors), tensors)
     assert 0 < beyond <= 0.2 * sum(tensor.nbytes for tensor in tensors)
 
 
@@ -188,7 +180,7 @@ def test_arithmetic_grows_with_the_length_alone():
 
 def test_what_has_decayed_to_nothing_is_zero_and_not_denormal():
     x, dt, A, B, C = (tensor.detach() for tensor in wide_inputs(1024))
-    made = segment.Segment.of(x, dt, A, B, C, dtype=torch.float32, size=64, documents=None)
+    made = Segment.of(Inputs(x, dt, A, B, C), dtype=torch.float32, size=64, documents=None)
     for decay in (made.within, made.from_start, made.to_end, made.across):
         assert decay.min() == 0
         assert decay[decay > 0].min() > 1e-20
