@@ -36,12 +36,15 @@ def attention_exchange(config: AttentionConfig, heads: Heads, share: Share) -> E
     return {ATTENTION: _attention_volume(config, heads, share)}
 
 
+def convolution_exchange(share: Share, *, channels: int, kernel: int) -> Exchanged:
+    """What a short convolution exchanges: the inputs that it looks back to."""
+    return {CONVOLUTIONS: convolution(share, channels=channels, kernel=kernel)}
+
+
 def mamba2_exchange(sizes: Mamba2Sizes, share: Share) -> Exchanged:
     """What a Mamba-2 layer exchanges: the inputs that its convolution looks back to, and its states."""
-    return {
-        CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel),
-        STATES: state_space(share, heads=sizes.heads, head_size=sizes.head_size, state_size=sizes.state_size),
-    }
+    states = state_space(share, heads=sizes.heads, head_size=sizes.head_size, state_size=sizes.state_size)
+    return convolution_exchange(share, channels=sizes.channels, kernel=sizes.kernel) | {STATES: states}
 
 
 def _attention_volume(config: AttentionConfig, heads: Heads, share: Share) -> Volume:
