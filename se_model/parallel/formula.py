@@ -181,3 +181,14 @@ def state_space(share: Share, *, heads: int, head_size: int, state_size: int) ->
     each = heads * (head_size * state_size + 1) * STATE_BYTES
     moved = share.rows * (share.ranks - 1) * each
     return Volume(moved, moved)
+
+
+def delta_rule(share: Share, *, heads: int, key_size: int, value_size: int) -> Volume:
+    """A gated delta rule: every other rank's final state, and its transition, K x K numbers per head.
+
+    forward: (P - 1) * heads * key_size * (value_size + key_size) * 4; backward: the same, as gradients of the
+    own state and transition from everybody. It does not depend on the number of tokens.
+    """
+    each = heads * key_size * (value_size + key_size) * STATE_BYTES
+    moved = share.rows * (share.ranks - 1) * each
+    return Volume(moved, moved)

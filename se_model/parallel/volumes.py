@@ -8,12 +8,13 @@ from se_model.parallel.formula import (
     Share,
     Volume,
     convolution,
+    delta_rule,
     full_attention,
     span_attention,
     state_space,
     window_attention,
 )
-from se_model.recurrence import Mamba2Sizes
+from se_model.recurrence import GatedDeltaSizes, Mamba2Sizes
 from se_model.span.config import SpanConfig
 from se_model.span.protocol import AttentionConfig
 from se_model.span.schedule import as_chunk_sizes
@@ -45,6 +46,12 @@ def mamba2_exchange(sizes: Mamba2Sizes, share: Share) -> Exchanged:
     """What a Mamba-2 layer exchanges: the inputs that its convolution looks back to, and its states."""
     states = state_space(share, heads=sizes.heads, head_size=sizes.head_size, state_size=sizes.state_size)
     return convolution_exchange(share, channels=sizes.channels, kernel=sizes.kernel) | {STATES: states}
+
+
+def delta_rule_exchange(sizes: GatedDeltaSizes, share: Share) -> Exchanged:
+    """What a gated delta layer exchanges: what its convolution looks back to, its states and transitions."""
+    states = delta_rule(share, heads=sizes.heads, key_size=sizes.key_size, value_size=sizes.value_size)
+    return {CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel), STATES: states}
 
 
 def _attention_volume(config: AttentionConfig, heads: Heads, share: Share) -> Volume:
