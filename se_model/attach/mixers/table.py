@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from se_model.attach.marks import MARK, Attachment
+from se_model.attach.mixers.gated_delta import (
+    AttachedBailingHybridDeltaAttention,
+    AttachedKimiLinearDeltaAttention,
+    AttachedOlmoHybridGatedDeltaNet,
+    AttachedQwen3_5GatedDeltaNet,
+    AttachedQwen3_5MoeGatedDeltaNet,
+    AttachedQwen3NextGatedDeltaNet,
+)
 from se_model.attach.mixers.mamba2 import (
     AttachedBambaMixer,
     AttachedFalconH1Mixer,
@@ -19,12 +27,18 @@ from se_model.attach.mixers.short_convolution import AttachedLfm2MoeShortConv, A
 from se_model.recurrence import CausalConv1d
 
 _MIXERS: tuple[type[AttachedMixer], ...] = (
+    AttachedBailingHybridDeltaAttention,
     AttachedBambaMixer,
     AttachedFalconH1Mixer,
     AttachedGraniteMoeHybridMambaLayer,
+    AttachedKimiLinearDeltaAttention,
     AttachedLfm2MoeShortConv,
     AttachedLfm2ShortConv,
     AttachedNemotronHMamba2Mixer,
+    AttachedOlmoHybridGatedDeltaNet,
+    AttachedQwen3NextGatedDeltaNet,
+    AttachedQwen3_5GatedDeltaNet,
+    AttachedQwen3_5MoeGatedDeltaNet,
     AttachedZamba2MambaMixer,
 )
 # Each is derived from its kind's class and from the class whose place it takes.
