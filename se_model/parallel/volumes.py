@@ -9,11 +9,12 @@ from se_model.parallel.formula import (
     Volume,
     convolution,
     full_attention,
+    selective_scan,
     span_attention,
     state_space,
     window_attention,
 )
-from se_model.recurrence import Mamba2Sizes
+from se_model.recurrence import Mamba2Sizes, SelectiveScanSizes
 from se_model.span.config import SpanConfig
 from se_model.span.protocol import AttentionConfig
 from se_model.span.schedule import as_chunk_sizes
@@ -41,6 +42,14 @@ def mamba2_exchange(sizes: Mamba2Sizes, share: Share) -> Exchanged:
     return {
         CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel),
         STATES: state_space(share, heads=sizes.heads, head_size=sizes.head_size, state_size=sizes.state_size),
+    }
+
+
+def selective_scan_exchange(sizes: SelectiveScanSizes, share: Share) -> Exchanged:
+    """What a Mamba-1 layer exchanges: the inputs that its convolution looks back to, and its states."""
+    return {
+        CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel),
+        STATES: selective_scan(share, channels=sizes.channels, state_size=sizes.state_size),
     }
 
 

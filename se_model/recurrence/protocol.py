@@ -13,7 +13,7 @@ from torch import Tensor
 
 HandOver = Callable[..., Tensor]
 """How a kind of recurrence hands its state from rank to rank: given a rank's shard, and then what the kind
-knows of its own tokens, it returns the state before the first of them. Mamba-2's is
+knows of its own tokens, it returns the state before the first of them. Mamba-1's and Mamba-2's is
 `se_model.parallel.state_space.state_before`, which is told the state that the tokens leave when they start
 from zero and the log of what they leave of a state before them."""
 

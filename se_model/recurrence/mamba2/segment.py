@@ -11,7 +11,6 @@ Within a chunk, with u = dt x and the log decays l_i = sum over j <= i of dt_j A
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from se_model.recurrence.decay import decay
 from se_model.span.documents import DocumentBounds
 
 
@@ -64,17 +64,6 @@ class Gradients(NamedTuple):
     B: Tensor
     C: Tensor
     state: Tensor
-
-
-def decay(log: Tensor, visible: Tensor | None = None) -> Tensor:
-    """exp(log) where visible, else zero; a decay below the square root of the smallest number is zero, too.
-
-    Products with such decays are denormal numbers, with which a CPU computes ten times as slowly.
-    """
-    if visible is not None:
-        log = log.masked_fill(~visible, -torch.inf)
-    smallest = torch.finfo(log.dtype).smallest_normal
-    return F.threshold(log, math.log(smallest) / 2, -torch.inf).exp()
 
 
 @dataclass(frozen=True)
