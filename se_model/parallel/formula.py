@@ -191,3 +191,14 @@ def selective_scan(share: Share, *, channels: int, state_size: int) -> Volume:
     """
     moved = share.rows * (share.ranks - 1) * 2 * channels * state_size * STATE_BYTES
     return Volume(moved, moved)
+
+
+def delta_rule(share: Share, *, heads: int, key_size: int, value_size: int) -> Volume:
+    """A gated delta rule: every other rank's final state, and its transition, K x K numbers per head.
+
+    forward: (P - 1) * heads * key_size * (value_size + key_size) * 4; backward: the same, as gradients of the
+    own state and transition from everybody. It does not depend on the number of tokens.
+    """
+    each = heads * key_size * (value_size + key_size) * STATE_BYTES
+    moved = share.rows * (share.ranks - 1) * each
+    return Volume(moved, moved)

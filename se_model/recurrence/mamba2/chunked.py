@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from se_model.recurrence.chunks import ChunkDocuments
 from se_model.recurrence.mamba2.received import with_received_state
-from se_model.recurrence.mamba2.segment import ChunkDocuments, Inputs, Segment
+from se_model.recurrence.mamba2.segment import Inputs, Segment
 from se_model.recurrence.mamba2.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
 from se_model.span.documents import DocumentBounds, Documents

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from se_model.recurrence.decay import decay
+from se_model.recurrence.chunks import decay
 from se_model.span.documents import DocumentBounds
 
 

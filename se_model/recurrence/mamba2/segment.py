@@ -16,29 +16,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence.decay import decay
-from se_model.span.documents import DocumentBounds
-
-
-class ChunkDocuments(NamedTuple):
-    """The document of each token, [T, Q], and of the state at each chunk boundary, [T + 1]."""
-
-    of_token: Tensor
-    of_state: Tensor
-
-    @classmethod
-    def of(cls, documents: DocumentBounds, size: int, device: torch.device) -> ChunkDocuments:
-        """Cuts a row into chunks of ``size`` tokens; what pads the last belongs to the last document."""
-        last = len(documents.bounds) - 2
-        of_token = F.pad(documents.index(device), (0, -documents.length % size), value=last).view(-1, size)
-        return cls(of_token, F.pad(of_token[:, -1], (1, 0), value=0))
-
-    def chunks(self, start: int, end: int) -> ChunkDocuments:
-        """Of some of the chunks."""
-        return ChunkDocuments(self.of_token[start:end], self.of_state[start : end + 1])
+from se_model.recurrence.chunks import ChunkDocuments, decay, in_chunks
 
 
 class Inputs(NamedTuple):
@@ -101,7 +81,7 @@ class Segment:
         """Cuts inputs into chunks of ``size`` tokens, to compute with in ``dtype``."""
         x, dt, A, B, C = inputs
         length, groups = B.shape[1:3]
-        x, dt, B, C = (_chunked(tensor.to(dtype), size) for tensor in (x, dt, B, C))
+        x, dt, B, C = (in_chunks(tensor.to(dtype), size) for tensor in (x, dt, B, C))
         B, C = B.transpose(2, 3), C.transpose(2, 3)
         # The difference of two cumulative sums loses what their size swallows: these few numbers are float64.
         A = A.double()
@@ -150,7 +130,7 @@ class Segment:
     def gradients(self, states: Tensor, dy: Tensor, d_final: Tensor) -> Gradients:
         """From the gradients of y [B, L, H, P] and of the last state [B, G, N, h, P], given `states`."""
         B, C, u = self.B, self.C, self.u
-        dy = _chunked(dy.to(u.dtype), u.shape[2])
+        dy = in_chunks(dy.to(u.dtype), u.shape[2])
         before = states[:, :-1].flatten(-2)
 
         received = dy * self.from_start[..., None]
@@ -217,10 +197,3 @@ class Segment:
     def _unchunked(self, tensor: Tensor) -> Tensor:
         """[B, T, Q, ...] -> [B, L, ...]."""
         return tensor.flatten(1, 2)[:, : self.length]
-
-
-def _chunked(tensor: Tensor, size: int) -> Tensor:
-    """[B, L, ...] -> [B, T, Q, ...], zeros behind the last token: nothing decays, nothing is added."""
-    if padding := -tensor.shape[1] % size:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
-    return tensor.unflatten(1, (-1, size))

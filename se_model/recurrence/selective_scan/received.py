@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from se_model.recurrence.decay import decay
+from se_model.recurrence.chunks import decay
 from se_model.recurrence.segments import by_segments
 from se_model.recurrence.selective_scan.segment import by_channel, by_group
 from se_model.span.documents import DocumentBounds

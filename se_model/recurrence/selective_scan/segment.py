@@ -23,10 +23,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence.decay import decay
+from se_model.recurrence.chunks import decay, in_chunks
 
 
 class Inputs(NamedTuple):
@@ -193,7 +192,5 @@ def by_channel(state: Tensor) -> Tensor:
 
 
 def _by_position(tensor: Tensor, size: int) -> Tensor:
-    """[B, length, ...] -> [Q, B, T, ...], zeros behind the last token: nothing decays, nothing is added."""
-    if padding := -tensor.shape[1] % size:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, padding))
-    return tensor.unflatten(1, (-1, size)).movedim(2, 0).contiguous()
+    """[B, length, ...] -> [Q, B, T, ...]."""
+    return in_chunks(tensor, size).movedim(2, 0).contiguous()

@@ -1,4 +1,4 @@
-"""transformers' hybrids with Mamba-2 layers over n ranks equal what they compute on one, themselves."""
+"""transformers' hybrids over n ranks equal what they compute on one, themselves."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from transformers.models.bamba.modeling_bamba import BambaMixer
 
 from se_model import HyLoraConfig, apply_hylora, attach, detach
 from se_model.attach import check_parallel, set_step
-from se_model.attach.state_space import ShardedMixer
+from se_model.attach.mixers import AttachedMixer, restore_mixers
 from se_model.attentions import AttentionConfig
 from se_model.baselines import FullConfig
 from se_model.parallel import ContextParallelGroup, SequenceShard
+from se_model.recurrence import CausalConv1d
 from se_model.span import SpanConfig
 from tests.distributed import run_distributed
 from tests.se_model.parallel.compare import Outcome, assert_near, assert_together, outcome
 from tests.se_model.tiny_models import CONFIGS
-from tests.tolerances import BF16, EXACT, F32
+from tests.tolerances import BF16, F32, within
 
 LENGTH = 48
 TOKENS = torch.randint(3, 64, (2, LENGTH), generator=torch.Generator().manual_seed(5))
@@ -55,12 +56,22 @@ MODELS: dict[str, dict[str, Any]] = {
     # One expert of several gives the router no gradient.
     "granitemoehybrid": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "granitemoehybrid, options": GROUPS | GRANITE | {"num_local_experts": 0},
+    "lfm2": {},
+    "lfm2, options": {"conv_bias": True, "conv_L_cache": 4},
     "nemotron_h": {},
     "nemotron_h, options": {"n_groups": 2, "time_step_min": 0.05, "use_bias": True, "use_conv_bias": False},
     "zamba2": {},
     "zamba2, options": {"mamba_ngroups": 2, "time_step_min": 0.05, "add_bias_linear": True},
 }
-ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"]
+# Bounds of documents: at shards' edges, inside a shard, several within one, single tokens.
+PACKED = [
+    (0, 12, 36, 48),
+    (0, 11, 23, 35, 48),
+    (0, 13, 48),
+    (0, 7, 36, 41, 48),
+    (0, 10, 12, 13, 15, 38, 48),
+]
+ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "zamba2"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,11 @@ def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
 
 
 def run_alone(case: Case) -> Outcome:
-    """The model itself, unknown to it that rows can be cut; the documents of a packed row one by one."""
-    if not case.bounds:
-        return outcome(build(case), TOKENS)
+    """With the layers as transformers builds them; the documents of a packed row one by one."""
     model = build(case)
+    restore_mixers(model)
+    if not case.bounds:
+        return outcome(model, TOKENS)
     documents = [outcome(model, TOKENS[:1, start:end]) for start, end in pairwise(case.bounds)]
     return Outcome(
         torch.cat([document.output for document in documents], dim=1),
@@ -162,30 +174,32 @@ def test_adapters_and_trained_copies_of_convolutions(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_rows_are_their_documents_one_by_one(name: str) -> None:
-    """Which the architecture itself refuses: here its layers are told where documents begin."""
-    rows = [
-        (0, 12, 36, 48),
-        (0, 11, 23, 35, 48),
-        (0, 13, 48),
-        (0, 7, 36, 41, 48),
-        (0, 10, 12, 13, 15, 38, 48),
-    ]
-    cases = [Case(name, bounds=bounds) for bounds in rows]
-    assert_equal_one_process(4, cases, F32)
+    assert_equal_one_process(4, [Case(name, bounds=bounds) for bounds in PACKED], F32)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_rows_on_one_rank(name: str) -> None:
+    for bounds in PACKED:
+        for case in (Case(name, bounds=bounds), Case(name, bounds=bounds, checkpointing=True)):
+            row = outcome(build(case), TOKENS[:1], torch.tensor(bounds))
+            assert_together([row], run_alone(case), F32, case)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_without_a_shard_the_layers_compute_what_they_did_bit_for_bit(model: str) -> None:
+def test_whole_rows_are_what_the_layers_themselves_compute(model: str) -> None:
     attached = build(Case(model)).eval()
-    mixers = [module for module in attached.modules() if isinstance(module, ShardedMixer)]
+    mixers = [module for module in attached.modules() if isinstance(module, AttachedMixer)]
     hidden = torch.randn(2, 13, attached.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    padding = (torch.arange(13) > torch.tensor([[3], [-1]])).long()
     with torch.no_grad():
-        before = [mixer(hidden) for mixer in mixers]
+        whole, padded = ([mixer(hidden, attention_mask=mask) for mixer in mixers] for mask in (None, padding))
         detach(attached)
         assert mixers
-        assert not any(isinstance(mixer, ShardedMixer) for mixer in mixers)
-        for mixer, output in zip(mixers, before, strict=True):
-            torch.testing.assert_close(mixer(hidden), output, **EXACT)
+        assert not any(isinstance(mixer, (AttachedMixer, CausalConv1d)) for mixer in attached.modules())
+        for mixer, output, with_padding in zip(mixers, whole, padded, strict=True):
+            torch.testing.assert_close(output, mixer(hidden), **within(F32))
+            # What they alone know, they alone compute.
+            assert torch.equal(with_padding, mixer(hidden, attention_mask=padding))
 
 
 def test_attached_models_are_copied_and_pickled_with_their_layers() -> None:

@@ -1,0 +1,64 @@
+"""Which layers of transformers are given which class, and how they get their own back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from se_model.attach.marks import MARK, Attachment
+from se_model.attach.mixers.mamba2 import (
+    AttachedBambaMixer,
+    AttachedFalconH1Mixer,
+    AttachedGraniteMoeHybridMambaLayer,
+    AttachedNemotronHMamba2Mixer,
+    AttachedZamba2MambaMixer,
+)
+from se_model.attach.mixers.mixer import AttachedMixer
+from se_model.attach.mixers.short_convolution import AttachedLfm2MoeShortConv, AttachedLfm2ShortConv
+from se_model.recurrence import CausalConv1d
+
+_MIXERS: tuple[type[AttachedMixer], ...] = (
+    AttachedBambaMixer,
+    AttachedFalconH1Mixer,
+    AttachedGraniteMoeHybridMambaLayer,
+    AttachedLfm2MoeShortConv,
+    AttachedLfm2ShortConv,
+    AttachedNemotronHMamba2Mixer,
+    AttachedZamba2MambaMixer,
+)
+# Each is derived from its kind's class and from the class whose place it takes.
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {mixer: mixer.__bases__[1] for mixer in _MIXERS}
+_REPLACEMENTS = {original: mixer for mixer, original in _ORIGINALS.items()}
+
+
+def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
+    """Give every recurrent layer that this package knows its class of this package; others stay as they are.
+
+    A class derived from a known one is another: its forward may be, too.
+    """
+    for module in model.modules():
+        if type(module) in _REPLACEMENTS:
+            module.__class__ = _REPLACEMENTS[type(module)]
+        if type(module) in _ORIGINALS:
+            setattr(module, MARK, attachment)
+            for convolution in _convolutions(module, nn.Conv1d):
+                convolution.__class__ = CausalConv1d
+
+
+def restore_mixers(model: nn.Module) -> None:
+    """Undo `replace_mixers`."""
+    for module in model.modules():
+        if type(module) in _ORIGINALS:
+            delattr(module, MARK)
+            module.__class__ = _ORIGINALS[type(module)]
+            for convolution in _convolutions(module, CausalConv1d):
+                convolution.__class__ = nn.Conv1d
+
+
+def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
+    """The convolution and its trained copies, which take a state and documents as `CausalConv1d`.
+
+    transformers reads a convolution's weight and never calls it, so the layer's own forward stays right.
+    """
+    return (module for module in mixer.modules() if type(module) is kind)
