@@ -56,10 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
     # One expert of several gives the router no gradient.
     "granitemoehybrid": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "granitemoehybrid, options": GROUPS | GRANITE | {"num_local_experts": 0},
+    "jamba": {},
+    "jamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "num_experts_per_tok": 2},
     "lfm2": {},
     "lfm2, options": {"conv_bias": True, "conv_L_cache": 4},
     "nemotron_h": {},
     "nemotron_h, options": {"n_groups": 2, "time_step_min": 0.05, "use_bias": True, "use_conv_bias": False},
+    "zamba": {},
+    "zamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "n_mamba_heads": 4},
     "zamba2": {},
     "zamba2, options": {"mamba_ngroups": 2, "time_step_min": 0.05, "add_bias_linear": True},
 }
@@ -71,7 +75,7 @@ PACKED = [
     (0, 7, 36, 41, 48),
     (0, 10, 12, 13, 15, 38, 48),
 ]
-ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "zamba2"]
+ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "zamba", "zamba2"]
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,13 @@ def build(case: Case) -> nn.Module:
             # What begins as ones and zeros, so that nothing that is left out goes unnoticed.
             if name.endswith(("norm.weight", "norm_f.weight", ".D")):
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+            elif name.endswith(("dt_bias", "dt_proj.bias", "dt_proj_bias")):
+                parameter.fill_(-3)
             elif name.endswith(("_proj.bias", "conv1d.bias")):
                 parameter.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(2))
-        for module in model.modules():
-            if hasattr(module, "A_log"):
+            elif name.endswith("A_log"):
                 # The first token's state is whole at the last one: no error in handing it on can hide.
-                module.A_log.copy_(torch.linspace(-7, -4, len(module.A_log)))
-                module.dt_bias.fill_(-3)
+                parameter.copy_(torch.linspace(-7, -4, parameter.numel()).view_as(parameter))
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model = attach(model, case.attention)
