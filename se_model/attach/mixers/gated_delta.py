@@ -195,3 +195,13 @@ class AttachedBailingHybridDeltaAttention(_KimiDeltaMixer, BailingHybridDeltaAtt
         layer: Any = self
         gate: Tensor = layer.g_proj(hidden)
         return gate
+
+
+LAYERS = (
+    AttachedQwen3NextGatedDeltaNet,
+    AttachedQwen3_5GatedDeltaNet,
+    AttachedQwen3_5MoeGatedDeltaNet,
+    AttachedOlmoHybridGatedDeltaNet,
+    AttachedKimiLinearDeltaAttention,
+    AttachedBailingHybridDeltaAttention,
+)

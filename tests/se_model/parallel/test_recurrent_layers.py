@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -57,6 +58,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "falcon_h1, gate behind norm": NORMED | {"mamba_norm_before_gate": True, "mamba_n_groups": 2},
     "granitemoehybrid": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "granitemoehybrid, options": GROUPS | GRANITE | {"num_local_experts": 0},
+    "jamba": {},
+    "jamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "num_experts_per_tok": 2},
     "lfm2": {},
     "lfm2, options": {"conv_bias": True, "conv_L_cache": 4},
     "olmo_hybrid": {},
@@ -66,6 +69,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3_next, shared keys": ROUTED | {"linear_num_value_heads": 4, "linear_value_head_dim": 12},
     "nemotron_h": {},
     "nemotron_h, options": {"n_groups": 2, "time_step_min": 0.05, "use_bias": True, "use_conv_bias": False},
+    "zamba": {},
+    "zamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "n_mamba_heads": 4},
     "zamba2": {},
     "zamba2, options": {"mamba_ngroups": 2, "time_step_min": 0.05, "add_bias_linear": True},
 }
@@ -77,7 +82,12 @@ PACKED = [
     (0, 7, 36, 41, 48),
     (0, 10, 12, 13, 15, 38, 48),
 ]
-ARCHITECTURES = [name for name in MODELS if "," not in name]
+KINDS = {
+    "mamba2": ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"],
+    "gated delta": ["olmo_hybrid", "qwen3_5_text", "qwen3_next"],
+    "others": ["jamba", "lfm2", "zamba"],
+}
+ARCHITECTURES = [name for names in KINDS.values() for name in names]
 
 
 @dataclass(frozen=True)
@@ -99,23 +109,21 @@ def build(case: Case) -> nn.Module:
         assert hasattr(config, key), key
         setattr(config, key, value)
     torch.manual_seed(11)
-    how = {
-        "attn_implementation": "sdpa",
-        "experts_implementation": "eager",
-    }  # grouped experts take no float64
+    # Experts one by one: grouped products take no float64.
+    how = {"attn_implementation": "sdpa", "experts_implementation": "eager"}
     model = AutoModelForCausalLM.from_config(config, **how)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # What begins as ones and zeros, so that nothing that is left out goes unnoticed.
             if name.endswith(("norm.weight", "norm_f.weight", ".D")):
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+            elif name.endswith(("dt_bias", "dt_proj.bias", "dt_proj_bias")):
+                parameter.fill_(-3)
             elif name.endswith(("_proj.bias", "conv1d.bias")):
                 parameter.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(2))
-        for module in model.modules():
-            if hasattr(module, "A_log"):
+            elif name.endswith("A_log"):
                 # The first token's state is whole at the last one: no error in handing it on can hide.
-                module.A_log.copy_(torch.linspace(-7, -4, len(module.A_log)))
-                module.dt_bias.fill_(-3)
+                parameter.copy_(torch.linspace(-7, -4, parameter.numel()).view_as(parameter))
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model = attach(model, case.attention)
@@ -139,6 +147,7 @@ def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
     return outcomes
 
 
+@cache
 def run_alone(case: Case) -> Outcome:
     """On one process, the documents of a packed row one by one."""
     model = build(case)
@@ -159,12 +168,21 @@ def assert_equal_one_process(ranks: int, cases: list[Case], tolerance: float = F
         assert_together(list(shards), run_alone(case), tolerance, case)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_outputs_loss_and_gradients(ranks: int, name: str) -> None:
-    variants = [model for model in MODELS if model.partition(",")[0] == name]
-    checked = [Case(name, SPAN, checkpointing=True)] if ranks > 1 else []
-    assert_equal_one_process(ranks, [*(Case(model) for model in variants), Case(name, SPAN), *checked])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_outputs_loss_and_gradients(ranks: int, kind: str) -> None:
+    assert_equal_one_process(
+        ranks, [Case(model) for model in MODELS if model.partition(",")[0] in KINDS[kind]]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_span_attention_and_checkpointing(ranks: int, kind: str) -> None:
+    checkpointing = (False, True) if ranks == 2 else (True,)
+    assert_equal_one_process(
+        ranks, [Case(name, SPAN, checkpointing=each) for name in KINDS[kind] for each in checkpointing]
+    )
 
 
 def test_bfloat16() -> None:
@@ -175,24 +193,30 @@ def test_bfloat16() -> None:
         assert_near(sum(shard.loss for shard in shards), expected.loss, BF16, case, "loss")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_adapters_and_trained_copies_of_convolutions(name: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_and_trained_copies_of_convolutions(kind: str) -> None:
     """Under HyLoRA a convolution is a wrapper around a trained copy."""
-    cases = [Case(name, adapters=True), Case(name, SPAN, adapters=True, checkpointing=True)]
+    cases = [
+        Case(name, attention, adapters=True, checkpointing=attention is SPAN)
+        for name in KINDS[kind]
+        for attention in (FULL, SPAN)
+    ]
     assert_equal_one_process(2, cases)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_rows_are_their_documents_one_by_one(name: str) -> None:
-    assert_equal_one_process(4, [Case(name, bounds=bounds) for bounds in PACKED])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_packed_rows_are_their_documents_one_by_one(ranks: int, kind: str) -> None:
+    bounds = PACKED if ranks == 4 else PACKED[-1:]
+    assert_equal_one_process(ranks, [Case(name, bounds=each) for name in KINDS[kind] for each in bounds])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_rows_on_one_rank(name: str) -> None:
     for bounds in PACKED:
-        for case in (Case(name, bounds=bounds), Case(name, bounds=bounds, checkpointing=True)):
-            row = outcome(build(case), TOKENS[:1], torch.tensor(bounds))
-            assert_together([row], run_alone(case), F32_SHORT, case)
+        case = Case(name, bounds=bounds, checkpointing=bounds is PACKED[0])
+        row = outcome(build(case), TOKENS[:1], torch.tensor(bounds))
+        assert_together([row], run_alone(case), F32_SHORT, case)
 
 
 @pytest.mark.parametrize("model", MODELS)
