@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from se_model.attach.marks import MARK, Attachment
+from se_model.attach.mixers.gated_delta import (
+    AttachedBailingHybridDeltaAttention,
+    AttachedKimiLinearDeltaAttention,
+    AttachedOlmoHybridGatedDeltaNet,
+    AttachedQwen3_5GatedDeltaNet,
+    AttachedQwen3_5MoeGatedDeltaNet,
+    AttachedQwen3NextGatedDeltaNet,
+)
 from se_model.attach.mixers.mamba1 import (
     AttachedJambaMambaDecoderLayer,
     AttachedJambaMambaMixer,
@@ -24,14 +32,20 @@ from se_model.attach.mixers.short_convolution import AttachedLfm2MoeShortConv, A
 from se_model.recurrence import CausalConv1d
 
 _ATTACHED: tuple[type[nn.Module], ...] = (
+    AttachedBailingHybridDeltaAttention,
     AttachedBambaMixer,
     AttachedFalconH1Mixer,
     AttachedGraniteMoeHybridMambaLayer,
     AttachedJambaMambaDecoderLayer,
     AttachedJambaMambaMixer,
+    AttachedKimiLinearDeltaAttention,
     AttachedLfm2MoeShortConv,
     AttachedLfm2ShortConv,
     AttachedNemotronHMamba2Mixer,
+    AttachedOlmoHybridGatedDeltaNet,
+    AttachedQwen3NextGatedDeltaNet,
+    AttachedQwen3_5GatedDeltaNet,
+    AttachedQwen3_5MoeGatedDeltaNet,
     AttachedZamba2MambaMixer,
     AttachedZambaMambaMixer,
 )
