@@ -33,7 +33,7 @@ def with_received_state(
     y: [B, L, D] and left: [B, D, N], from zero; received: gives the state before the first token, [B, D, N],
     from ``left`` and the log of what all tokens leave of a state before them, float64 [B, D, N] (as if no
     document began among them); size: tokens for which states are held at once. Returns y and the state behind
-    the last token. Kept for backward: y's other parts, dt, C, and a state for every ``size`` tokens.
+    the last token. Kept for backward: dt, A and C, and a state for every ``size`` tokens.
     """
     state = received(left, dt.sum(1, dtype=torch.float64)[..., None] * A.double())
     bounds = (0, y.shape[1]) if documents is None else documents.bounds
