@@ -1,16 +1,27 @@
-"""A Mamba-2 layer asks for what came before its tokens, and tells what it leaves to those after."""
+"""A recurrent layer asks for what came before its tokens, and tells what it leaves to those after."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence import HandOver, InitialState, Mamba2Sizes, causal_convolution, mamba2
+from se_model.recurrence import (
+    GatedDeltaSizes,
+    HandOver,
+    InitialState,
+    Mamba2Sizes,
+    causal_convolution,
+    gated_delta_rule,
+    mamba2,
+)
 from se_model.span.documents import DocumentBounds
 from tests.tolerances import F64
 
-SIZES = Mamba2Sizes(heads=4, head_size=6, groups=2, state_size=5, kernel=4, chunk_size=8)
 LENGTH = 30
 
 
@@ -35,38 +46,73 @@ class Kept:
         self.state = state
 
 
-def run(tokens: slice, carried: Kept, documents: DocumentBounds | None = None) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+@dataclass(frozen=True)
+class Call:
+    """What a layer's function is called with, but for what its kind adds."""
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    tokens: slice
+    carried: Kept
+    documents: DocumentBounds | None = None
 
-    inputs, step = normal(1, LENGTH, SIZES.channels), F.softplus(normal(1, LENGTH, SIZES.heads))
-    A_log, D, weight = normal(SIZES.heads), normal(SIZES.heads), normal(SIZES.channels, SIZES.kernel)
+    def normal(self, *shape: int) -> Tensor:
+        """The same numbers in every call."""
+        return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
-    def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
-        return F.silu(causal_convolution(inputs, weight, state=before, cu_seqlens=documents))
+    def per_token(self, *shape: int) -> Tensor:
+        return self.normal(1, LENGTH, *shape)[:, self.tokens]
 
-    return mamba2(
-        inputs[:, tokens],
-        step[:, tokens],
-        A_log=A_log,
-        D=D,
-        sizes=SIZES,
-        convolve=convolve,
-        carried=carried,
-        documents=documents,
+    def convolve(self, inputs: Tensor, before: Tensor | None) -> Tensor:
+        weight = self.normal(inputs.shape[2], 4)
+        return F.silu(causal_convolution(inputs, weight, state=before, cu_seqlens=self.documents))
+
+
+def run_mamba2(call: Call) -> Tensor:
+    sizes = Mamba2Sizes(heads=4, head_size=6, groups=2, state_size=5, kernel=4, chunk_size=8)
+    y = mamba2(
+        call.per_token(sizes.channels),
+        F.softplus(call.per_token(sizes.heads)),
+        A_log=call.normal(sizes.heads),
+        D=call.normal(sizes.heads),
+        sizes=sizes,
+        convolve=call.convolve,
+        carried=call.carried,
+        documents=call.documents,
     )
+    assert y.shape[2:] == (sizes.inner,)
+    return y
 
 
-def test_a_row_may_be_cut_anywhere_and_continued() -> None:
-    whole, carried = run(slice(0, LENGTH), Kept()), Kept()
-    assert whole.shape == (1, LENGTH, SIZES.inner)
-    parts = [run(slice(*ends), carried) for ends in [(0, 1), (1, 2), (2, 17), (17, LENGTH)]]
+def run_gated_delta(call: Call, *channels: int) -> Tensor:
+    sizes = GatedDeltaSizes(key_heads=2, heads=4, key_size=5, value_size=6, kernel=4, chunk_size=8)
+    o = gated_delta_rule(
+        call.per_token(sizes.channels),
+        -F.softplus(call.per_token(sizes.heads, *channels)),
+        call.per_token(sizes.heads).sigmoid(),
+        sizes=sizes,
+        convolve=call.convolve,
+        carried=call.carried,
+        documents=call.documents,
+    )
+    assert o.shape[2:] == (4, 6)
+    return o
+
+
+def run_channels(call: Call) -> Tensor:
+    return run_gated_delta(call, 5)
+
+
+KINDS = pytest.mark.parametrize("run", [run_mamba2, run_gated_delta, run_channels])
+
+
+@KINDS
+def test_a_row_may_be_cut_anywhere_and_continued(run: Callable[[Call], Tensor]) -> None:
+    whole, carried = run(Call(slice(0, LENGTH), Kept())), Kept()
+    parts = [run(Call(slice(*ends), carried)) for ends in [(0, 1), (1, 2), (2, 17), (17, LENGTH)]]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=F64)
 
 
-def test_a_packed_row_is_its_documents_one_by_one() -> None:
-    packed = run(slice(0, LENGTH), Kept(), DocumentBounds((0, 2, 19, LENGTH)))
-    alone = [run(slice(*ends), Kept()) for ends in [(0, 2), (2, 19), (19, LENGTH)]]
+@KINDS
+def test_a_packed_row_is_its_documents_one_by_one(run: Callable[[Call], Tensor]) -> None:
+    packed = run(Call(slice(0, LENGTH), Kept(), DocumentBounds((0, 2, 19, LENGTH))))
+    alone = [run(Call(slice(*ends), Kept())) for ends in [(0, 2), (2, 19), (19, LENGTH)]]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=0, atol=F64)
