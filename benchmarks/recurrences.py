@@ -117,7 +117,7 @@ RECURRENCES = (
         scan=_delta_rule,
         peer_scan=_qwen3_next,
         peer_length=4096,
-        most_held=3000,
+        most_held=2500,
     ),
     Recurrence(
         own="delta_rule_chunked, a decay per channel",
@@ -127,6 +127,6 @@ RECURRENCES = (
         scan=_delta_rule,
         peer_scan=_kimi_linear,
         peer_length=1024,
-        most_held=4000,
+        most_held=3500,
     ),
 )

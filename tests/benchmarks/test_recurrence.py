@@ -78,7 +78,7 @@ def test_lines_are_per_token_and_head(result):
     [
         ({}, ["yes", "yes", "yes", "yes"]),
         ({"kept_bytes": 21}, ["no", "yes", "yes", "yes"]),
-        ({"peak_bytes": 4001 * 65_536 * HEADS}, ["yes", "no", "yes", "yes"]),
+        ({"peak_bytes": 3501 * 65_536 * HEADS}, ["yes", "no", "yes", "yes"]),
         ({"seconds": 18.0}, ["yes", "yes", "no", "yes"]),
         ({"peer": 0.9}, ["yes", "yes", "yes", "no"]),
     ],
