@@ -17,8 +17,8 @@ from se_model.attach.inputs import watch_inputs
 from se_model.attach.interface import INTERFACE_NAME, forward
 from se_model.attach.marks import MARK, Attachment, LayerMark
 from se_model.attach.mask import real_tokens_or_documents
+from se_model.attach.mixers import replace_mixers, restore_mixers
 from se_model.attach.packing import packing_refusal
-from se_model.attach.state_space import let_mixers_shard, restore_mixers
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
 
@@ -44,8 +44,8 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     where recurrent layers would run across, attention dropout, and layers that ask for more than causality
     (a sliding window, a soft cap).
 
-    The Mamba-2 layers that `state_space.py` knows are given a class that takes a `shard`, part of a row over
-    several ranks; without one they compute what they did.
+    The recurrent layers that `mixers/` knows are given a class that takes packed documents, and a `shard`:
+    part of a row over several ranks.
 
     Raises:
         ValueError: if an attention layer would be left out.
@@ -64,10 +64,10 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     causal_lm.set_attn_implementation(INTERFACE_NAME)
     setattr(causal_lm, MARK, attachment)
     _stop_watching(causal_lm)
+    replace_mixers(causal_lm, attachment)
     decoder, refusal = getattr(causal_lm, causal_lm.base_model_prefix), packing_refusal(causal_lm)
     advice = None if refusal is None else f"{refusal}; give it one document per row"
     setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, advice))
-    let_mixers_shard(causal_lm, attachment)
     for ordinal, (name, layer) in enumerate(layers):
         if layer.config._attn_implementation != INTERFACE_NAME:
             detach(model)

@@ -11,12 +11,13 @@ import inspect
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.draws import number_call
 from se_model.attach.marks import Attachment, RunningCall
-from se_model.recurrence.decoders import handles_packing, refuse_without_shards
+from se_model.recurrence.decoders import handles_packing, recurrent_layers, refuse_without_shards
 from se_model.span.documents import DocumentBounds
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,7 +30,9 @@ def watch_inputs(
 
     Where a call leaves out `position_ids` ([B, L]), they are filled in: counted from each row's first real
     token under `attention_mask` ([B, Lk]), from each document's first under `cu_seqlens` ([N + 1]). A tensor
-    of `cu_seqlens` becomes a `DocumentBounds` here, once for all layers.
+    of `cu_seqlens` becomes a `DocumentBounds` here, once for all layers. Recurrent layers see no positions:
+    for them `position_ids` that restart become a `DocumentBounds`, too, and no cache is kept of packed
+    documents unless the call asks for one.
 
     attachment: counts the calls that train, and holds the record of a call until that returns or fails, so
     that a layer which was not told of packed documents or of a shard refuses to run;
@@ -89,6 +92,11 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
             "position_ids restart as for packed documents, but transformers reads them so only where there "
             "is no attention_mask: leave it out, and padding with it"
         )
+    if packed and not handles_packing(decoder) and recurrent_layers(decoder):
+        if cu_seqlens is None:
+            cu_seqlens = _documents_of(positions)
+        if call.get("use_cache") is None:
+            call["use_cache"] = False
     if cu_seqlens is not None:
         tokens = _tokens(call)
         documents = DocumentBounds.of(cu_seqlens, tokens.shape[1], tokens.shape[0])
@@ -98,6 +106,18 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
     elif positions is None and mask is not None and _takes_positions(decoder) and not bool(mask.all()):
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -_tokens(call).shape[1] :]
     return packed
+
+
+def _documents_of(positions: Tensor | None) -> Tensor:
+    """Where documents begin and the row ends: int64 [N + 1], read off positions [1, L] that restart."""
+    assert positions is not None
+    if positions.dim() != 2 or positions.shape[0] != 1:
+        raise ValueError(
+            f"position_ids {list(positions.shape)} restart: recurrent layers take packed documents in one "
+            "row, [1, L]; flatten the rows into one, and give cu_seqlens"
+        )
+    starts = (positions[0].diff() != 1).nonzero()[:, 0] + 1
+    return F.pad(F.pad(starts, (1, 0)), (0, 1), value=positions.shape[1])
 
 
 def _positions_of(documents: DocumentBounds, given: Tensor | None, tokens: Tensor) -> Tensor:

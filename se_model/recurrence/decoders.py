@@ -11,8 +11,8 @@ import inspect
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Parameters by which transformers 5.23 names a recurrence; the last is recurrent_gemma's.
-_RECURRENCE_PARAMETERS = ("A_log", "dt_bias", "recurrent_param")
+# By what transformers 5.23 calls the decays of a recurrence; the last are recurrent_gemma's and MiniMax's.
+_DECAYS = ("A_log", "dt_bias", "recurrent_param", "slope_rate")
 
 
 def handles_packing(decoder: nn.Module) -> bool:
@@ -20,29 +20,24 @@ def handles_packing(decoder: nn.Module) -> bool:
 
     It is given a `DocumentBounds`, which has a tensor for each device.
     """
-    return "cu_seqlens" in inspect.signature(decoder.forward).parameters
-
-
-def handles_shards(module: nn.Module) -> bool:
-    """Whether a decoder or a layer takes a ``shard``: everything inside it then sees beyond its rank."""
-    return "shard" in inspect.signature(type(module).forward).parameters
+    return _takes(decoder, "cu_seqlens")
 
 
 def recurrent_layers(decoder: nn.Module) -> list[str]:
     """Names of the modules that carry something from token to token other than by attention.
 
-    These are the convolutions, and whatever holds a recurrence's own parameters.
+    These are the convolutions, and whatever holds a recurrence's decays.
     """
     return [
         name
         for name, module in decoder.named_modules()
-        if isinstance(module, nn.Conv1d) or any(hasattr(module, own) for own in _RECURRENCE_PARAMETERS)
+        if isinstance(module, nn.Conv1d) or any(hasattr(module, own) for own in _DECAYS)
     ]
 
 
 def packing_refusal(decoder: nn.Module, name: str) -> str | None:
     """Why a decoder, called `name` in the message, cannot keep packed documents apart; None where it can."""
-    leaking = [] if handles_packing(decoder) else recurrent_layers(decoder)
+    leaking = [] if handles_packing(decoder) else _untold_layers(decoder, "cu_seqlens")
     if not leaking:
         return None
     return f"{name} would carry state across packed documents in {len(leaking)} modules (first: {leaking[0]})"
@@ -54,10 +49,9 @@ def refuse_without_shards(decoder: nn.Module) -> None:
     Raises:
         ValueError: naming the layers.
     """
-    if handles_shards(decoder):
+    if _takes(decoder, "shard"):
         return
-    staying = [name for name in recurrent_layers(decoder) if not _is_handed_shards(decoder, name)]
-    if staying:
+    if staying := _untold_layers(decoder, "shard"):
         raise ValueError(
             f"{type(decoder).__name__} carries state from token to token in {len(staying)} modules that "
             f"cannot hand it to the next rank (context_parallel): {', '.join(staying)}"
@@ -72,8 +66,16 @@ def refuse_without_shards(decoder: nn.Module) -> None:
         )
 
 
-def _is_handed_shards(decoder: nn.Module, name: str) -> bool:
-    """Whether the module of this name, or one that contains it, takes a ``shard``."""
-    parts = name.split(".")
-    around = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
-    return any(handles_shards(decoder.get_submodule(each)) for each in around)
+def _untold_layers(decoder: nn.Module, argument: str) -> list[str]:
+    """The recurrent layers that do not take the argument, and lie in no module that takes it for them."""
+
+    def is_told(name: str) -> bool:
+        parts = name.split(".")
+        around = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        return any(_takes(decoder.get_submodule(each), argument) for each in around)
+
+    return [name for name in recurrent_layers(decoder) if not is_told(name)]
+
+
+def _takes(module: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(type(module).forward).parameters

@@ -54,8 +54,7 @@ MODELS: dict[str, PreTrainedConfig] = {
     "bamba": AutoConfig.for_model("bamba", **SIZES, intermediate_size=256, **MAMBA),
     "llama": AutoConfig.for_model("llama", **SIZES, intermediate_size=256),
 }
-# Bamba's state-space layers refuse packed documents.
-PACKING = {"hybrid": "documents", "bamba": "concatenate", "llama": "documents"}
+PACKING = {"hybrid": "documents", "bamba": "documents", "llama": "concatenate"}
 HYLORA = {"hybrid": "hylora", "bamba": "hylora", "llama": "lora+"}
 
 # Each value of each: model, checkpointing, what trains, ZeRO, precision, micro-batches in a step.

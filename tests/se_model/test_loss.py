@@ -169,7 +169,7 @@ def test_packed_documents_give_the_sum_of_their_own_losses() -> None:
     assert count.item() == sum(n.item() for _, n in alone) == 17
 
 
-def test_packed_documents_are_refused_where_state_would_leak() -> None:
+def test_packed_documents_are_refused_where_nothing_is_attached_that_keeps_them_apart() -> None:
     with pytest.raises(
         ValueError, match=r"would carry state across packed documents in .* modules \(first: layers.0"
     ):

@@ -108,18 +108,33 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "lfm2": AutoConfig.for_model(
         "lfm2", **SIZES, layer_types=["conv", "full_attention"], block_multiple_of=8, conv_L_cache=3
     ),
+    "minimax-lightning": AutoConfig.for_model(
+        "minimax",
+        **SIZES,
+        layer_types=["linear_attention", "full_attention"],
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        block_size=8,
+        head_dim=8,
+    ),
 }
+
+UNKNOWN = "minimax-lightning"
+"""The hybrid whose recurrent layers no class of this package stands in for."""
 
 # The architectures themselves, in the README's order.
 ARCHITECTURES = [name for name in CONFIGS if "-" not in name]
 
 
-def tiny_model(name: str, *, tied: bool | None = None) -> PreTrainedModel:
+def tiny_model(name: str, *, tied: bool | None = None, vocab_size: int | None = None) -> PreTrainedModel:
     """A model by its name in `CONFIGS`; the same weights at every call.
 
-    tied: whether the output head is to be the embeddings; None for what the configuration says.
+    tied: whether the output head is to be the embeddings; None for what the configuration says, as for
+    vocab_size.
     """
     config = copy.deepcopy(CONFIGS[name])
+    if vocab_size is not None:
+        config.vocab_size = vocab_size
     if tied is not None:
         config.tie_word_embeddings = tied
     torch.manual_seed(11)

@@ -15,7 +15,7 @@ from se_model.span import SpanConfig
 from se_model.span.cases import AskedDocument, Cases, Needle, Question
 from se_model.span.documents import DocumentBounds
 from se_model.span.statistics import record_selections
-from tests.se_model.tiny_models import tiny_model
+from tests.se_model.tiny_models import UNKNOWN, tiny_model
 
 TOKENS = torch.arange(3, 15)[None]
 
@@ -71,7 +71,7 @@ def test_a_call_that_fails_is_forgotten() -> None:
 
 
 def test_a_refused_call_leaves_nothing_behind() -> None:
-    model = attach(tiny_model("bamba"), FullConfig())
+    model = attach(tiny_model(UNKNOWN), FullConfig())
     with pytest.raises(ValueError, match="carry state across packed documents"):
         model(TOKENS, cu_seqlens=torch.tensor([0, 5, 12]))
     assert attachment_of(model).call is None

@@ -14,6 +14,7 @@ from se_model.parallel.formula import (
     convolution,
     delta_rule,
     full_attention,
+    selective_scan,
     span_attention,
     state_space,
     window_attention,
@@ -25,8 +26,9 @@ from se_model.parallel.volumes import (
     attention_exchange,
     delta_rule_exchange,
     mamba2_exchange,
+    selective_scan_exchange,
 )
-from se_model.recurrence import GatedDeltaSizes, Mamba2Sizes
+from se_model.recurrence import GatedDeltaSizes, Mamba2Sizes, SelectiveScanSizes
 from se_model.span import SpanConfig
 
 SHARE = Share(ranks=4, rows=2, tokens=256, itemsize=2, packed=True)
@@ -85,4 +87,12 @@ def test_the_gated_delta_rule_exchanges_inputs_of_its_convolution_and_states() -
     assert delta_rule_exchange(sizes, SHARE) == {
         CONVOLUTIONS: convolution(SHARE, channels=128, kernel=4),
         STATES: delta_rule(SHARE, heads=6, key_size=8, value_size=16),
+    }
+
+
+def test_mamba1_exchanges_inputs_of_its_convolution_and_states() -> None:
+    sizes = SelectiveScanSizes(channels=48, groups=2, state_size=16, kernel=4)
+    assert selective_scan_exchange(sizes, SHARE) == {
+        CONVOLUTIONS: convolution(SHARE, channels=48, kernel=4),
+        STATES: selective_scan(SHARE, channels=48, state_size=16),
     }

@@ -19,7 +19,7 @@ from se_model.baselines import FullConfig
 from se_model.hybrid import Mamba2HybridConfig
 from se_model.parallel.formula import Heads, Share, full_attention, state_space
 from tests.pipelines.train.conftest import SPAN, TINY, write_corpus
-from tests.se_model.tiny_models import CONFIGS
+from tests.se_model.tiny_models import CONFIGS, UNKNOWN, tiny_model
 
 
 def stage_of(corpus: Path, **changed: Any) -> TrainKeys:
@@ -118,16 +118,11 @@ def test_attention_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
 def test_a_layer_that_cannot_run_on_a_part_of_a_row_is_refused_by_name(
     corpus: Path, context: CheckContext, tmp_path: Path
 ) -> None:
-    from transformers import JambaConfig, JambaForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300, "num_experts": 1}
-    sizes |= {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
-    JambaForCausalLM(JambaConfig(**sizes)).save_pretrained(tmp_path / "jamba")
+    tiny_model(UNKNOWN, vocab_size=300).save_pretrained(tmp_path / "model")
     stage = stage_of(
-        corpus, workers=2, context_parallel=2, model=str(tmp_path / "jamba"), attention={"kind": "full"}
+        corpus, workers=2, context_parallel=2, model=str(tmp_path / "model"), attention={"kind": "full"}
     )
-    with pytest.raises(InvalidKeyError, match=r"\Acontext_parallel: .*layers\.0\.mamba.*\Z"):
+    with pytest.raises(InvalidKeyError, match=r"\Acontext_parallel: .*layers\.0\.self_attn.*\Z"):
         check(stage, context)
 
 

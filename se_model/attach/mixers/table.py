@@ -1,0 +1,57 @@
+"""Which layers of transformers are given which class, and how they get their own back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from se_model.attach.marks import MARK, Attachment
+from se_model.attach.mixers import gated_delta, mamba1, mamba2, short_convolution
+from se_model.attach.mixers.mixer import AttachedMixer
+from se_model.recurrence import CausalConv1d
+
+_ATTACHED: tuple[type[nn.Module], ...] = (
+    *gated_delta.LAYERS,
+    *mamba1.LAYERS,
+    *mamba2.LAYERS,
+    *short_convolution.LAYERS,
+)
+# Each is derived from the class whose place it takes, and before it from its kind's.
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {
+    attached: attached.__bases__[-1] for attached in _ATTACHED
+}
+_REPLACEMENTS = {original: attached for attached, original in _ORIGINALS.items()}
+
+
+def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
+    """Give every recurrent layer that this package knows its class of this package; others stay as they are.
+
+    A class derived from a known one is another: its forward may be, too.
+    """
+    for module in model.modules():
+        if type(module) in _REPLACEMENTS:
+            module.__class__ = _REPLACEMENTS[type(module)]
+        if isinstance(module, AttachedMixer):
+            setattr(module, MARK, attachment)
+            for convolution in _convolutions(module, nn.Conv1d):
+                convolution.__class__ = CausalConv1d
+
+
+def restore_mixers(model: nn.Module) -> None:
+    """Undo `replace_mixers`."""
+    for module in model.modules():
+        if isinstance(module, AttachedMixer):
+            delattr(module, MARK)
+            for convolution in _convolutions(module, CausalConv1d):
+                convolution.__class__ = nn.Conv1d
+        if type(module) in _ORIGINALS:
+            module.__class__ = _ORIGINALS[type(module)]
+
+
+def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:
+    """The convolution and its trained copies, which take a state and documents as `CausalConv1d`.
+
+    transformers reads a convolution's weight and never calls it, so the layer's own forward stays right.
+    """
+    return (module for module in mixer.modules() if type(module) is kind)
