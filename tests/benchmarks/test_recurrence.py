@@ -1,19 +1,35 @@
-"""The benchmark of the recurrence: both sides are measured, targets are judged."""
+"""The benchmark of the recurrences: both sides of each are measured, targets are judged."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks import recurrence
-from benchmarks.recurrence import HEADS, OURS, PEER, rows, verdicts
+from benchmarks.recurrence import rows, verdicts
+from benchmarks.recurrences import HEADS, RECURRENCES
+
+MAMBA2, DELTA, CHANNELS = RECURRENCES
+OUTPUT_BYTES = {MAMBA2.own: 4 * HEADS * 64, DELTA.own: 4 * HEADS * 128, CHANNELS.own: 4 * HEADS * 128}
+# Of a token: x, dt, and B and C that the heads share; q and k of half as many heads, v, log decay and beta;
+# q, k and log decay per channel, v, beta.
+INPUT_BYTES = {
+    MAMBA2.own: 4 * (HEADS * 65 + 2 * 128),
+    DELTA.own: 4 * HEADS * (2 * 64 + 128 + 2),
+    CHANNELS.own: 4 * HEADS * (4 * 128 + 1),
+}
+STATE_BYTES = {own: size * 128 for own, size in OUTPUT_BYTES.items()}
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     place = tmp_path_factory.mktemp("recurrence") / "result.json"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"SHORT": 64, "MIDDLE": 128, "LONG": 2048, "PEER_LENGTHS": (64,)}.items():
+        lengths = {"SHORT": 64, "MIDDLE": 128, "LONG": 1100}
+        kinds = [replace(kind, peer_length=64) for kind in (MAMBA2, DELTA)]
+        lengths["RECURRENCES"] = (*kinds, replace(CHANNELS, peer_length=32))
+        for name, value in lengths.items():
             patch.setattr(recurrence, name, value)
         options = ["--repeats", "1", "--seconds", "0", "--threads", "1", "--output", str(place)]
         done = CliRunner().invoke(recurrence.app, options)
@@ -21,48 +37,63 @@ def result(tmp_path_factory):
     return json.loads(place.read_text())
 
 
-def test_both_recurrences_are_measured(result):
+def test_both_sides_of_each_recurrence_are_measured(result):
     assert [(r["length"], r["recurrence"]) for r in result["results"]] == [
-        (64, OURS),
-        (64, PEER),
-        (128, OURS),
-        (2048, OURS),
+        *((64, MAMBA2.own), (64, MAMBA2.peer), (128, MAMBA2.own), (1100, MAMBA2.own)),
+        *((64, DELTA.own), (64, DELTA.peer), (128, DELTA.own), (1100, DELTA.own)),
+        *((32, CHANNELS.own), (32, CHANNELS.peer)),
+        *((64, CHANNELS.own), (128, CHANNELS.own), (1100, CHANNELS.own)),
     ]
+    assert set(result["sizes"]) == set(OUTPUT_BYTES)
     for record in result["results"]:
         assert record["seconds"] > 0
-        # x, dt, and B and C that the heads share; A is one number per head.
-        assert record["input_bytes"] == 4 * (record["length"] * (HEADS * 65 + 2 * 128) + HEADS)
-        # The output and every gradient are held.
-        assert record["peak_bytes"] > record["input_bytes"] + 4 * record["length"] * HEADS * 64
+        assert record["kept_bytes"] > 0
 
 
-def test_a_state_is_kept_for_every_segment(result):
-    states = {r["length"]: r["kept_bytes"] / (4 * HEADS * 64 * 128) for r in result["results"][2:]}
-    assert states == {128: 1, 2048: 2}
+@pytest.mark.parametrize("own", OUTPUT_BYTES)
+def test_the_inputs_the_output_and_every_gradient_count(result, own):
+    for record in (r for r in result["results"] if r["recurrence"] == own):
+        per_head = 4 * HEADS if own == MAMBA2.own else 0  # A is one number per head
+        assert record["input_bytes"] == record["length"] * INPUT_BYTES[own] + per_head
+        assert record["peak_bytes"] > record["input_bytes"] + record["length"] * OUTPUT_BYTES[own]
+
+
+@pytest.mark.parametrize(("own", "segments"), [(MAMBA2.own, 2), (DELTA.own, 3), (CHANNELS.own, 3)])
+def test_a_state_is_kept_for_every_segment(result, own, segments):
+    kept = {r["length"]: r["kept_bytes"] for r in result["results"] if r["recurrence"] == own}
+    assert kept[128] == STATE_BYTES[own]
+    assert kept[1100] == segments * STATE_BYTES[own]
 
 
 def test_lines_are_per_token_and_head(result):
     record = dict(result["results"][0], length=1000, seconds=0.016, kept_bytes=80_000, peak_bytes=8_000_000)
     record["input_bytes"] = 800_000
     (line,) = rows({"results": [record]})
-    assert line == ("1,000", OURS, "2.00 µs", "10 B", "10%", "1,000 B")
+    assert line == ("1,000", MAMBA2.own, "2.00 µs", "10 B", "10%", "1,000 B")
 
 
+@pytest.mark.parametrize("kind", RECURRENCES, ids=lambda kind: kind.own)
 @pytest.mark.parametrize(
     ("change", "met"),
     [
-        ({}, ["yes", "yes", "yes"]),
-        ({"kept_bytes": 21}, ["no", "yes", "yes"]),
-        ({"peak_bytes": 1501 * 65_536 * HEADS}, ["yes", "no", "yes"]),
-        ({"seconds": 18.0}, ["yes", "yes", "no"]),
+        ({}, ["yes", "yes", "yes", "yes"]),
+        ({"kept_bytes": 21}, ["no", "yes", "yes", "yes"]),
+        ({"peak_bytes": 3501 * 65_536 * HEADS}, ["yes", "no", "yes", "yes"]),
+        ({"seconds": 18.0}, ["yes", "yes", "no", "yes"]),
+        ({"peer": 0.9}, ["yes", "yes", "yes", "no"]),
     ],
 )
-def test_targets_are_judged(change, met):
+def test_targets_are_judged(kind, change, met):
     records = [
-        {"recurrence": OURS, "length": length, "seconds": length / 4096, "kept_bytes": 20, "input_bytes": 100}
-        | {"peak_bytes": 1500 * length * HEADS}
+        {"recurrence": kind.own, "length": length, "seconds": length / 4096, "kept_bytes": 20}
+        | {"input_bytes": 100, "peak_bytes": kind.most_held * length * HEADS}
         | change
         for length in (16_384, 65_536)
     ]
-    short = {"recurrence": OURS, "length": 4096, "seconds": 1.0}
-    assert [line[-1] for line in verdicts({"results": [short, *records]})] == met
+    beside = sorted({4096, kind.peer_length})
+    records += [{"recurrence": kind.own, "length": length, "seconds": length / 4096} for length in beside]
+    peer_seconds = change.get("peer", 1.0) * kind.peer_length / 4096
+    records.append({"recurrence": kind.peer, "length": kind.peer_length, "seconds": peer_seconds})
+    lines = verdicts({"results": records})
+    assert [line[0] for line in lines] == [kind.own] * 4
+    assert [line[-1] for line in lines] == met

@@ -81,18 +81,18 @@ def test_mamba2_exchanges_inputs_of_its_convolution_and_states() -> None:
     }
 
 
-def test_mamba1_exchanges_inputs_of_its_convolution_and_states() -> None:
-    sizes = SelectiveScanSizes(channels=48, groups=2, state_size=16, kernel=4)
-    assert selective_scan_exchange(sizes, SHARE) == {
-        CONVOLUTIONS: convolution(SHARE, channels=48, kernel=4),
-        STATES: selective_scan(SHARE, channels=48, state_size=16),
-    }
-
-
 def test_the_gated_delta_rule_exchanges_inputs_of_its_convolution_and_states() -> None:
     sizes = GatedDeltaSizes(key_heads=2, heads=6, key_size=8, value_size=16, kernel=4, chunk_size=64)
     assert (sizes.key_width, sizes.inner, sizes.channels) == (16, 96, 128)
     assert delta_rule_exchange(sizes, SHARE) == {
         CONVOLUTIONS: convolution(SHARE, channels=128, kernel=4),
         STATES: delta_rule(SHARE, heads=6, key_size=8, value_size=16),
+    }
+
+
+def test_mamba1_exchanges_inputs_of_its_convolution_and_states() -> None:
+    sizes = SelectiveScanSizes(channels=48, groups=2, state_size=16, kernel=4)
+    assert selective_scan_exchange(sizes, SHARE) == {
+        CONVOLUTIONS: convolution(SHARE, channels=48, kernel=4),
+        STATES: selective_scan(SHARE, channels=48, state_size=16),
     }
