@@ -183,6 +183,16 @@ def state_space(share: Share, *, heads: int, head_size: int, state_size: int) ->
     return Volume(moved, moved)
 
 
+def selective_scan(share: Share, *, channels: int, state_size: int) -> Volume:
+    """A Mamba-1 scan: every other rank's final state, and the decay over a shard of each of its numbers.
+
+    forward: (P - 1) * 2 * channels * state_size * 4; backward: the same, as gradients of the own state and
+    decays from everybody. It does not depend on the number of tokens.
+    """
+    moved = share.rows * (share.ranks - 1) * 2 * channels * state_size * STATE_BYTES
+    return Volume(moved, moved)
+
+
 def delta_rule(share: Share, *, heads: int, key_size: int, value_size: int) -> Volume:
     """A gated delta rule: every other rank's final state, and its transition, K x K numbers per head.
 

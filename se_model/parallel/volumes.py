@@ -10,11 +10,12 @@ from se_model.parallel.formula import (
     convolution,
     delta_rule,
     full_attention,
+    selective_scan,
     span_attention,
     state_space,
     window_attention,
 )
-from se_model.recurrence import GatedDeltaSizes, Mamba2Sizes
+from se_model.recurrence import GatedDeltaSizes, Mamba2Sizes, SelectiveScanSizes
 from se_model.span.config import SpanConfig
 from se_model.span.protocol import AttentionConfig
 from se_model.span.schedule import as_chunk_sizes
@@ -52,6 +53,12 @@ def delta_rule_exchange(sizes: GatedDeltaSizes, share: Share) -> Exchanged:
     """What a gated delta layer exchanges: what its convolution looks back to, its states and transitions."""
     states = delta_rule(share, heads=sizes.heads, key_size=sizes.key_size, value_size=sizes.value_size)
     return {CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel), STATES: states}
+
+
+def selective_scan_exchange(sizes: SelectiveScanSizes, share: Share) -> Exchanged:
+    """What a Mamba-1 layer exchanges: the inputs that its convolution looks back to, and its states."""
+    states = selective_scan(share, channels=sizes.channels, state_size=sizes.state_size)
+    return convolution_exchange(share, channels=sizes.channels, kernel=sizes.kernel) | {STATES: states}
 
 
 def _attention_volume(config: AttentionConfig, heads: Heads, share: Share) -> Volume:

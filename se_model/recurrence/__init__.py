@@ -1,11 +1,11 @@
 """What layers carry from token to token other than by attention; knows no model.
 
-A kind of recurrence is a folder (``mamba2/``, ``gated_delta/``): ``naive.py`` is the recurrence as it is
-written and the oracle of the faster forms beside it, ``layer.py`` is what a model's layer calls. Kinds share
-``chunks.py`` and ``segments.py``. ``protocol.py`` is the seam through which every kind gets what came before
-its tokens; ``convolution.py`` is the short convolution in front of them; ``mamba_ssm_package.py`` and its
-like are where the field's kernels for all of these enter; ``decoders.py`` says which layers of any decoder
-are recurrent, and what they can be told.
+A kind of recurrence is a folder (``mamba2/``, ``selective_scan/``, ``gated_delta/``): ``naive.py`` is the
+recurrence as it is written and the oracle of the faster forms beside it, ``layer.py`` is what a model's layer
+calls. Kinds share ``chunks.py`` and ``segments.py``. ``protocol.py`` is the seam through which every kind
+gets what came before its tokens; ``convolution.py`` is the short convolution in front of them;
+``mamba_ssm_package.py`` and its like are where the field's kernels for all of these enter; ``decoders.py``
+says which layers of any decoder are recurrent, and what they can be told.
 """
 
 from se_model.recurrence.convolution import CausalConv1d, causal_convolution
@@ -17,6 +17,12 @@ from se_model.recurrence.gated_delta import (
 )
 from se_model.recurrence.mamba2 import Mamba2Sizes, mamba2, ssd_chunked, ssd_naive
 from se_model.recurrence.protocol import Carried, HandOver, InitialState
+from se_model.recurrence.selective_scan import (
+    SelectiveScanSizes,
+    selective_scan,
+    selective_scan_chunked,
+    selective_scan_naive,
+)
 
 __all__ = [
     "Carried",
@@ -25,11 +31,15 @@ __all__ = [
     "HandOver",
     "InitialState",
     "Mamba2Sizes",
+    "SelectiveScanSizes",
     "causal_convolution",
     "delta_rule_chunked",
     "delta_rule_naive",
     "gated_delta_rule",
     "mamba2",
+    "selective_scan",
+    "selective_scan_chunked",
+    "selective_scan_naive",
     "ssd_chunked",
     "ssd_naive",
 ]

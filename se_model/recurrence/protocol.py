@@ -13,10 +13,10 @@ from torch import Tensor
 
 HandOver = Callable[..., Tensor]
 """How a kind of recurrence hands its state from rank to rank: given a rank's shard, and then what the kind
-knows of its own tokens, it returns the state before the first of them. Both kinds' functions are told the
-state that the tokens leave when they start from zero, and what they leave of a state before them: Mamba-2's,
-`se_model.parallel.state_space.state_before`, the log of a factor per head; the gated delta rule's,
-`se_model.parallel.delta_rule.state_before`, a matrix per head."""
+knows of its own tokens, it returns the state before the first of them. All kinds' functions are told the
+state that the tokens leave when they start from zero, and what they leave of a state before them: Mamba-1's
+and Mamba-2's, `se_model.parallel.state_space.state_before`, the log of a factor per number of the state or
+per head; the gated delta rule's, `se_model.parallel.delta_rule.state_before`, a matrix per head."""
 
 InitialState = Tensor | Callable[..., Tensor]
 """The state before the first token, in the shape that its kind of recurrence gives it; or the kind's

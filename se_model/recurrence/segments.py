@@ -52,7 +52,8 @@ class _BySegments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, d_state: Tensor) -> tuple[Any, ...]:
         step, segments, count = ctx.step, ctx.segments, ctx.count
-        tensors, states = ctx.saved_tensors[: -len(segments)], list(ctx.saved_tensors[-len(segments) :])
+        saved = ctx.saved_tensors  # asked for once: activation checkpointing allows no more
+        tensors, states = saved[: -len(segments)], list(saved[-len(segments) :])
         needed = ctx.needs_input_grad[4:]
         gradients = [
             # Of parameters: summed over segments, in float32 or better.

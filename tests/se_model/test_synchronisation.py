@@ -99,7 +99,11 @@ def test_the_watch_finds_what_waits(ask: Callable[[torch.Tensor], object]) -> No
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [("mamba2_hybrid", "unattached"), *product(["mamba2_hybrid", "llama"], ATTENTIONS)],
+    [
+        ("mamba2_hybrid", "unattached"),
+        ("zamba", "full"),
+        *product(["mamba2_hybrid", "llama"], ATTENTIONS),
+    ],
 )
 def test_packed_rows(name: str, attention: str, checkpointing: bool) -> None:
     model = model_of(name, ATTENTIONS.get(attention), checkpointing=checkpointing)
@@ -158,4 +162,5 @@ def run_shards(rank: int, ranks: int, cases: list[tuple[str, str]]) -> list[str]
 def test_rows_over_two_ranks() -> None:
     shared = [*SPANS, "full", "window", "none"]
     cases = [(name, attention) for name in ("mamba2_hybrid", "llama", "bamba") for attention in shared]
-    assert run_distributed(run_shards, 2, [("mamba2_hybrid", "unattached"), *cases]) == [[], []]
+    cases += [("mamba2_hybrid", "unattached"), ("zamba", "full")]
+    assert run_distributed(run_shards, 2, cases) == [[], []]

@@ -102,3 +102,12 @@ class AttachedFalconH1Mixer(Mamba2Mixer, FalconH1Mixer):
 
     def _gated(self, y: Tensor, gate: Tensor) -> Tensor:
         return super()._gated(y, gate) if self.mamba_rms_norm else y * F.silu(gate)
+
+
+LAYERS = (
+    AttachedBambaMixer,
+    AttachedGraniteMoeHybridMambaLayer,
+    AttachedNemotronHMamba2Mixer,
+    AttachedZamba2MambaMixer,
+    AttachedFalconH1Mixer,
+)

@@ -39,3 +39,9 @@ class AttachedLfm2ShortConv(ShortConvolutionMixer, Lfm2ShortConv):
 
 class AttachedLfm2MoeShortConv(ShortConvolutionMixer, Lfm2MoeShortConv):
     """That of LFM2 with experts."""
+
+
+LAYERS = (
+    AttachedLfm2ShortConv,
+    AttachedLfm2MoeShortConv,
+)

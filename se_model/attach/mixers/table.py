@@ -7,29 +7,21 @@ from collections.abc import Iterator
 from torch import nn
 
 from se_model.attach.marks import MARK, Attachment
-from se_model.attach.mixers.mamba2 import (
-    AttachedBambaMixer,
-    AttachedFalconH1Mixer,
-    AttachedGraniteMoeHybridMambaLayer,
-    AttachedNemotronHMamba2Mixer,
-    AttachedZamba2MambaMixer,
-)
+from se_model.attach.mixers import gated_delta, mamba1, mamba2, short_convolution
 from se_model.attach.mixers.mixer import AttachedMixer
-from se_model.attach.mixers.short_convolution import AttachedLfm2MoeShortConv, AttachedLfm2ShortConv
 from se_model.recurrence import CausalConv1d
 
-_MIXERS: tuple[type[AttachedMixer], ...] = (
-    AttachedBambaMixer,
-    AttachedFalconH1Mixer,
-    AttachedGraniteMoeHybridMambaLayer,
-    AttachedLfm2MoeShortConv,
-    AttachedLfm2ShortConv,
-    AttachedNemotronHMamba2Mixer,
-    AttachedZamba2MambaMixer,
+_ATTACHED: tuple[type[nn.Module], ...] = (
+    *gated_delta.LAYERS,
+    *mamba1.LAYERS,
+    *mamba2.LAYERS,
+    *short_convolution.LAYERS,
 )
-# Each is derived from its kind's class and from the class whose place it takes.
-_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {mixer: mixer.__bases__[1] for mixer in _MIXERS}
-_REPLACEMENTS = {original: mixer for mixer, original in _ORIGINALS.items()}
+# Each is derived from the class whose place it takes, and before it from its kind's.
+_ORIGINALS: dict[type[nn.Module], type[nn.Module]] = {
+    attached: attached.__bases__[-1] for attached in _ATTACHED
+}
+_REPLACEMENTS = {original: attached for attached, original in _ORIGINALS.items()}
 
 
 def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
@@ -40,7 +32,7 @@ def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
     for module in model.modules():
         if type(module) in _REPLACEMENTS:
             module.__class__ = _REPLACEMENTS[type(module)]
-        if type(module) in _ORIGINALS:
+        if isinstance(module, AttachedMixer):
             setattr(module, MARK, attachment)
             for convolution in _convolutions(module, nn.Conv1d):
                 convolution.__class__ = CausalConv1d
@@ -49,11 +41,12 @@ def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
 def restore_mixers(model: nn.Module) -> None:
     """Undo `replace_mixers`."""
     for module in model.modules():
-        if type(module) in _ORIGINALS:
+        if isinstance(module, AttachedMixer):
             delattr(module, MARK)
-            module.__class__ = _ORIGINALS[type(module)]
             for convolution in _convolutions(module, CausalConv1d):
                 convolution.__class__ = nn.Conv1d
+        if type(module) in _ORIGINALS:
+            module.__class__ = _ORIGINALS[type(module)]
 
 
 def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:

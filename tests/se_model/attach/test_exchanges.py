@@ -28,7 +28,9 @@ MODELS = [
     "bamba",
     "falcon_h1",
     "granitemoehybrid",
+    "jamba",
     "nemotron_h",
+    "zamba",
 ]
 
 

@@ -11,6 +11,7 @@ from se_model.parallel.formula import (
     convolution,
     full_attention,
     ring_attention,
+    selective_scan,
     span_attention,
     state_space,
     ulysses_attention,
@@ -87,6 +88,8 @@ def test_what_does_not_depend_on_length() -> None:
     assert convolution(SHARE, channels=100, kernel=4) == Volume(3 * 100 * 2, 3 * 100 * 2)
     each = 3 * 16 * (64 * 128 + 1) * 4
     assert state_space(SHARE, heads=16, head_size=64, state_size=128) == Volume(each, each)
+    each = 3 * 2 * 8192 * 16 * 4
+    assert selective_scan(SHARE, channels=8192, state_size=16) == Volume(each, each)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -100,6 +103,7 @@ def test_one_rank_exchanges_nothing_and_rows_add_up(rows: int) -> None:
             window_attention(share, HEADS, 9),
             convolution(share, channels=8, kernel=4),
             state_space(share, heads=2, head_size=4, state_size=8),
+            selective_scan(share, channels=8, state_size=4),
         ]
 
     assert set(volumes(replace(SHARE, ranks=1, packed=True))) == {Volume()}

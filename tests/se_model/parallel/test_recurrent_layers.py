@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,7 @@ from se_model.span import SpanConfig
 from tests.distributed import run_distributed
 from tests.se_model.parallel.compare import Outcome, assert_near, assert_together, outcome
 from tests.se_model.tiny_models import CONFIGS
-from tests.tolerances import BF16, F32, within
+from tests.tolerances import BF16, F32, F32_SHORT
 
 LENGTH = 48
 TOKENS = torch.randint(3, 64, (2, LENGTH), generator=torch.Generator().manual_seed(5))
@@ -45,6 +46,8 @@ FALCON = {
     "embedding_multiplier": 2.0,
     "lm_head_multiplier": 0.5,
 }
+# One expert of several gives the router no gradient.
+ROUTED = {"num_experts": 3, "num_experts_per_tok": 2}
 NORMED = {"mamba_rms_norm": True}
 MODELS: dict[str, dict[str, Any]] = {
     "bamba": {},
@@ -53,13 +56,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "falcon_h1, multipliers": GROUPS | FALCON,
     "falcon_h1, gate before norm": GROUPS | FALCON | NORMED | {"mamba_norm_before_gate": False},
     "falcon_h1, gate behind norm": NORMED | {"mamba_norm_before_gate": True, "mamba_n_groups": 2},
-    # One expert of several gives the router no gradient.
     "granitemoehybrid": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "granitemoehybrid, options": GROUPS | GRANITE | {"num_local_experts": 0},
+    "jamba": {},
+    "jamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "num_experts_per_tok": 2},
     "lfm2": {},
     "lfm2, options": {"conv_bias": True, "conv_L_cache": 4},
+    "olmo_hybrid": {},
+    "olmo_hybrid, negative eigenvalues": {"linear_allow_neg_eigval": True, "linear_num_key_heads": 1},
+    "qwen3_5_text": {"linear_num_value_heads": 4},
+    "qwen3_next": ROUTED,
+    "qwen3_next, shared keys": ROUTED | {"linear_num_value_heads": 4, "linear_value_head_dim": 12},
     "nemotron_h": {},
     "nemotron_h, options": {"n_groups": 2, "time_step_min": 0.05, "use_bias": True, "use_conv_bias": False},
+    "zamba": {},
+    "zamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "n_mamba_heads": 4},
     "zamba2": {},
     "zamba2, options": {"mamba_ngroups": 2, "time_step_min": 0.05, "add_bias_linear": True},
 }
@@ -71,7 +82,12 @@ PACKED = [
     (0, 7, 36, 41, 48),
     (0, 10, 12, 13, 15, 38, 48),
 ]
-ARCHITECTURES = ["bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "zamba2"]
+KINDS = {
+    "mamba2": ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"],
+    "gated delta": ["olmo_hybrid", "qwen3_5_text", "qwen3_next"],
+    "others": ["jamba", "lfm2", "zamba"],
+}
+ARCHITECTURES = [name for names in KINDS.values() for name in names]
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,8 @@ class Case:
 
     model: str
     attention: AttentionConfig = FULL
-    dtype: torch.dtype = torch.float32
+    # The layers themselves compute in float32 inside; with all else wider, little more than that is left.
+    dtype: torch.dtype = torch.float64
     checkpointing: bool = False
     adapters: bool = False
     bounds: tuple[int, ...] = ()  # of the documents of a packed row
@@ -92,19 +109,21 @@ def build(case: Case) -> nn.Module:
         assert hasattr(config, key), key
         setattr(config, key, value)
     torch.manual_seed(11)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(case.dtype)
+    # Experts one by one: grouped products take no float64.
+    how = {"attn_implementation": "sdpa", "experts_implementation": "eager"}
+    model = AutoModelForCausalLM.from_config(config, **how)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # What begins as ones and zeros, so that nothing that is left out goes unnoticed.
             if name.endswith(("norm.weight", "norm_f.weight", ".D")):
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+            elif name.endswith(("dt_bias", "dt_proj.bias", "dt_proj_bias")):
+                parameter.fill_(-3)
             elif name.endswith(("_proj.bias", "conv1d.bias")):
                 parameter.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(2))
-        for module in model.modules():
-            if hasattr(module, "A_log"):
+            elif name.endswith("A_log"):
                 # The first token's state is whole at the last one: no error in handing it on can hide.
-                module.A_log.copy_(torch.linspace(-7, -4, len(module.A_log)))
-                module.dt_bias.fill_(-3)
+                parameter.copy_(torch.linspace(-7, -4, parameter.numel()).view_as(parameter))
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model = attach(model, case.attention)
@@ -115,7 +134,7 @@ def build(case: Case) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.train()
+    return model.to(case.dtype).train()
 
 
 def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
@@ -128,10 +147,10 @@ def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
     return outcomes
 
 
+@cache
 def run_alone(case: Case) -> Outcome:
-    """With the layers as transformers builds them; the documents of a packed row one by one."""
+    """On one process, the documents of a packed row one by one."""
     model = build(case)
-    restore_mixers(model)
     if not case.bounds:
         return outcome(model, TOKENS)
     documents = [outcome(model, TOKENS[:1, start:end]) for start, end in pairwise(case.bounds)]
@@ -143,18 +162,27 @@ def run_alone(case: Case) -> Outcome:
     )
 
 
-def assert_equal_one_process(ranks: int, cases: list[Case], tolerance: float) -> None:
+def assert_equal_one_process(ranks: int, cases: list[Case], tolerance: float = F32_SHORT) -> None:
     by_rank = run_distributed(run_shards, ranks, cases)
     for case, shards in zip(cases, zip(*by_rank, strict=True), strict=True):
         assert_together(list(shards), run_alone(case), tolerance, case)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_outputs_loss_and_gradients(ranks: int, name: str) -> None:
-    variants = [model for model in MODELS if model.partition(",")[0] == name]
-    checked = [Case(name, SPAN, checkpointing=True)] if ranks > 1 else []
-    assert_equal_one_process(ranks, [*(Case(model) for model in variants), Case(name, SPAN), *checked], F32)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_outputs_loss_and_gradients(ranks: int, kind: str) -> None:
+    assert_equal_one_process(
+        ranks, [Case(model) for model in MODELS if model.partition(",")[0] in KINDS[kind]]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_span_attention_and_checkpointing(ranks: int, kind: str) -> None:
+    checkpointing = (False, True) if ranks == 2 else (True,)
+    assert_equal_one_process(
+        ranks, [Case(name, SPAN, checkpointing=each) for name in KINDS[kind] for each in checkpointing]
+    )
 
 
 def test_bfloat16() -> None:
@@ -165,41 +193,53 @@ def test_bfloat16() -> None:
         assert_near(sum(shard.loss for shard in shards), expected.loss, BF16, case, "loss")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_adapters_and_trained_copies_of_convolutions(name: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_and_trained_copies_of_convolutions(kind: str) -> None:
     """Under HyLoRA a convolution is a wrapper around a trained copy."""
-    cases = [Case(name, adapters=True), Case(name, SPAN, adapters=True, checkpointing=True)]
-    assert_equal_one_process(2, cases, F32)
+    cases = [
+        Case(name, attention, adapters=True, checkpointing=attention is SPAN)
+        for name in KINDS[kind]
+        for attention in (FULL, SPAN)
+    ]
+    assert_equal_one_process(2, cases)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_rows_are_their_documents_one_by_one(name: str) -> None:
-    assert_equal_one_process(4, [Case(name, bounds=bounds) for bounds in PACKED], F32)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_packed_rows_are_their_documents_one_by_one(ranks: int, kind: str) -> None:
+    bounds = PACKED if ranks == 4 else PACKED[-1:]
+    assert_equal_one_process(ranks, [Case(name, bounds=each) for name in KINDS[kind] for each in bounds])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_rows_on_one_rank(name: str) -> None:
     for bounds in PACKED:
-        for case in (Case(name, bounds=bounds), Case(name, bounds=bounds, checkpointing=True)):
-            row = outcome(build(case), TOKENS[:1], torch.tensor(bounds))
-            assert_together([row], run_alone(case), F32, case)
+        case = Case(name, bounds=bounds, checkpointing=bounds is PACKED[0])
+        row = outcome(build(case), TOKENS[:1], torch.tensor(bounds))
+        assert_together([row], run_alone(case), F32_SHORT, case)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_whole_rows_are_what_the_layers_themselves_compute(model: str) -> None:
-    attached = build(Case(model)).eval()
-    mixers = [module for module in attached.modules() if isinstance(module, AttachedMixer)]
-    hidden = torch.randn(2, 13, attached.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    case = Case(model)
+    ours, theirs = build(case), build(case)
+    restore_mixers(theirs)
+    assert not any(isinstance(module, (AttachedMixer, CausalConv1d)) for module in theirs.modules())
+    assert_together([outcome(ours, TOKENS)], outcome(theirs, TOKENS), F32, case)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_only_the_layers_themselves_know_they_compute_themselves(name: str) -> None:
+    case = Case(name, dtype=torch.float32)
+    ours, theirs = build(case), build(case)
+    restore_mixers(theirs)
+    hidden = torch.randn(2, 13, ours.config.hidden_size, generator=torch.Generator().manual_seed(3))
     padding = (torch.arange(13) > torch.tensor([[3], [-1]])).long()
-    with torch.no_grad():
-        whole, padded = ([mixer(hidden, attention_mask=mask) for mixer in mixers] for mask in (None, padding))
-        detach(attached)
-        assert mixers
-        assert not any(isinstance(mixer, (AttachedMixer, CausalConv1d)) for mixer in attached.modules())
-        for mixer, output, with_padding in zip(mixers, whole, padded, strict=True):
-            torch.testing.assert_close(output, mixer(hidden), **within(F32))
-            # What they alone know, they alone compute.
-            assert torch.equal(with_padding, mixer(hidden, attention_mask=padding))
+    mixers = [part for part, module in ours.named_modules() if isinstance(module, AttachedMixer)]
+    assert mixers
+    for part in mixers:
+        padded = [model.get_submodule(part)(hidden, attention_mask=padding) for model in (ours, theirs)]
+        assert torch.equal(*padded)
 
 
 def test_attached_models_are_copied_and_pickled_with_their_layers() -> None:

@@ -30,7 +30,7 @@ def test_kinds_without_an_implementation_are_refused_by_name(name: str, config: 
         check_parallel(attach(tiny_model(name), config))
 
 
-REFUSED = {UNKNOWN, "jamba", "zamba", "qwen3_next", "qwen3_5_text", "olmo_hybrid"}
+REFUSED = {UNKNOWN, "qwen3_next", "qwen3_5_text", "olmo_hybrid"}
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in REFUSED])

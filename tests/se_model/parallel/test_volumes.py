@@ -13,12 +13,20 @@ from se_model.parallel.formula import (
     Volume,
     convolution,
     full_attention,
+    selective_scan,
     span_attention,
     state_space,
     window_attention,
 )
-from se_model.parallel.volumes import ATTENTION, CONVOLUTIONS, STATES, attention_exchange, mamba2_exchange
-from se_model.recurrence import Mamba2Sizes
+from se_model.parallel.volumes import (
+    ATTENTION,
+    CONVOLUTIONS,
+    STATES,
+    attention_exchange,
+    mamba2_exchange,
+    selective_scan_exchange,
+)
+from se_model.recurrence import Mamba2Sizes, SelectiveScanSizes
 from se_model.span import SpanConfig
 
 SHARE = Share(ranks=4, rows=2, tokens=256, itemsize=2, packed=True)
@@ -68,4 +76,12 @@ def test_mamba2_exchanges_inputs_of_its_convolution_and_states() -> None:
     assert mamba2_exchange(sizes, SHARE) == {
         CONVOLUTIONS: convolution(SHARE, channels=112, kernel=4),
         STATES: state_space(SHARE, heads=6, head_size=8, state_size=16),
+    }
+
+
+def test_mamba1_exchanges_inputs_of_its_convolution_and_states() -> None:
+    sizes = SelectiveScanSizes(channels=48, groups=2, state_size=16, kernel=4)
+    assert selective_scan_exchange(sizes, SHARE) == {
+        CONVOLUTIONS: convolution(SHARE, channels=48, kernel=4),
+        STATES: selective_scan(SHARE, channels=48, state_size=16),
     }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import saved_bytes
 from se_model.recurrence.segments import by_segments
@@ -61,3 +62,16 @@ def test_a_state_of_each_segment_is_all_that_is_kept_beside_the_inputs() -> None
     x, gate, rate, state = given = tensors()
     kept = saved_bytes(lambda: by_segments(fading_sum, [x, gate], [rate], state, size=5), given)
     assert kept == 4 * 8 * state.numel()  # of five segments the first begins with the state that is given
+
+
+def test_activation_checkpointing_repeats_it() -> None:
+    x, gate, rate, state = given = tensors()
+
+    def gradients(results: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(results[0].sum() + results[1].sum(), given)
+
+    def cut(x: Tensor, gate: Tensor, rate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return by_segments(fading_sum, [x, gate], [rate], state, size=5)
+
+    repeated = checkpoint(cut, x, gate, rate, state, use_reentrant=False)
+    torch.testing.assert_close(gradients(repeated), gradients(cut(*given)), **within(0))
