@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch.nn.functional as F
 from torch import Tensor
 
+from se_model.recurrence.gated_delta.shapes import check_shapes
 from se_model.span.documents import DocumentBounds
 
 
@@ -29,14 +30,15 @@ def delta_rule_library(
     initial_state: Tensor | None = None,
     cu_seqlens: DocumentBounds | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gated delta rule by ``chunk_gated_delta_rule``, or by ``chunk_kda`` for a decay of each channel.
+    """`delta_rule_naive` by ``chunk_gated_delta_rule``, or by ``chunk_kda`` for a decay of each channel.
 
-    q, k: [B, L, G, K], of any length: the kernels make them of unit length, and divide q by sqrt(K);
-    v: [B, L, H, V], G divides H: consecutive heads share queries and keys; log_decay: [B, L, H], or
-    [B, L, H, K] for one per channel, at most 0; beta: [B, L, H]; initial_state: [B, H, K, V] (None: zeros);
-    cu_seqlens: documents, of which the first starts from ``initial_state`` and the others from zeros; K up to
-    256. Returns o: [B, L, H, V] and the state behind the last document: float32 [B, H, K, V].
+    Same arguments and results; K up to 256. The kernels make queries and keys of unit length themselves, take
+    products of v's dtype and keep states in float32.
+
+    Raises:
+        ValueError: if shapes do not fit together.
     """
+    check_shapes(q, k, v, log_decay, beta, initial_state)
     if log_decay.dim() == 4:
         rule = importlib.import_module("fla.ops.kda").chunk_kda
     else:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence.mamba2.shapes import check_shapes
+from se_model.recurrence.mamba2.shapes import check_shapes as check_ssd
+from se_model.recurrence.selective_scan.shapes import check_shapes as check_selective_scan
 from se_model.span.documents import DocumentBounds
 
 
@@ -42,7 +43,7 @@ def ssd_library(
     Raises:
         ValueError: if shapes do not fit together.
     """
-    check_shapes(x, dt, A, B, C, initial_state)
+    check_ssd(x, dt, A, B, C, initial_state)
     scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     # Documents are numbered from 0: number 0 is the one that the kernels give the initial state to.
     documents = None if cu_seqlens is None else cu_seqlens.index(x.device).to(torch.int32)[None]
@@ -63,13 +64,15 @@ def ssd_library(
 def selective_scan_library(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, cu_seqlens: DocumentBounds | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence of Mamba-1 from a state of zeros, by mamba-ssm's ``selective_scan_fn``.
+    """`selective_scan_naive` from a state of zeros, by mamba-ssm's ``selective_scan_fn``.
 
-    u, dt: [B, L, C] for C channels, dt positive; A: [C, N], negative, N up to 256; B, C: [B, L, G, N], G
-    divides the channels; cu_seqlens: documents, each scanned by a call of its own. Returns y: [B, L, C] and
-    the state behind the last token: [B, C, N]. Sums are float32; inputs are taken in the wider dtype of u and
-    dt, in which the state is given.
+    Same arguments but for the state, and the same results; N up to 256. Each document takes a call of its
+    own. Sums are float32; inputs are taken in the wider dtype of u and dt, in which the state is given.
+
+    Raises:
+        ValueError: if shapes do not fit together.
     """
+    check_selective_scan(u, dt, A, B, C, None)
     scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     dtype, state_size = torch.promote_types(u.dtype, dt.dtype), A.shape[1]
     bounds = (0, u.shape[1]) if cu_seqlens is None else cu_seqlens.bounds

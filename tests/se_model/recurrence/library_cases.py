@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_model.recurrence import causal_convolution, delta_rule_naive, ssd_naive
+from se_model.recurrence import causal_convolution, delta_rule_naive, selective_scan_naive, ssd_naive
 from se_model.recurrence.causal_conv1d_package import convolution_library
 from se_model.recurrence.fla_package import delta_rule_library
 from se_model.recurrence.mamba_ssm_package import selective_scan_library, ssd_library
@@ -56,20 +56,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def selective_scan(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, cu_seqlens: DocumentBounds | None = None
-) -> tuple[Tensor, Tensor]:
-    """h <- exp(dt A) h + dt B u; y = C . h."""
-    B, C = (x.repeat_interleave(u.shape[2] // x.shape[2], dim=2) for x in (B, C))
-    state, outputs = torch.zeros_like(B[:, 0]), []
-    for t in range(u.shape[1]):
-        if cu_seqlens is not None and t in cu_seqlens.bounds[1:]:
-            state = torch.zeros_like(state)
-        state = (dt[:, t, :, None] * A).exp() * state + dt[:, t, :, None] * B[:, t] * u[:, t, :, None]
-        outputs.append((state * C[:, t]).sum(-1))
-    return torch.stack(outputs, dim=1), state
-
-
 def drawn(case: Case) -> dict[str, Tensor]:
     """Arguments by name, float64; a state's last, where the case has one."""
     generator = torch.Generator().manual_seed(case.bounds[-1])
@@ -106,7 +92,7 @@ FORMS = {
     "mamba2": (ssd_library, ssd_naive),
     "delta": (delta_rule_library, delta_rule_naive),
     "kda": (delta_rule_library, delta_rule_naive),
-    "mamba1": (selective_scan_library, selective_scan),
+    "mamba1": (selective_scan_library, selective_scan_naive),
     "convolution": (convolution_library, causal_convolution),
 }
 
