@@ -13,7 +13,7 @@ help:  ## show this list
 run: $(VENV)/.installed  ## install, then run the quickstart: corpus to scores to export, on this machine
 	$(BIN)/espan run pipelines/recipes/quickstart.yaml
 
-test: $(VENV)/.installed-dev  ## run the tests in two processes, of which one starts clusters
+test: $(VENV)/.installed-dev $(VENV)/kernels/.installed  ## run the tests in two processes, of which one starts clusters
 	$(BIN)/python -m pytest -q --numprocesses 2
 
 check: lint types contracts infra test  ## everything CI runs: lint, types, import contracts, Terraform, tests
@@ -61,4 +61,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The field's kernels, for tests of our calls to them. In a folder of their own, which only those tests look into:
+# transformers would take what it can import of them, and fail on a CPU. Without CUDA their builds compile nothing.
+$(VENV)/kernels/.installed: constraints.txt | $(VENV)/.installed-dev
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE \
+	CAUSAL_CONV1D_FORCE_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --target $(VENV)/kernels \
+		--no-deps --no-build-isolation causal-conv1d fla-core mamba-ssm
 	@touch $@

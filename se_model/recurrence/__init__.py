@@ -4,7 +4,8 @@ A kind of recurrence is a folder (``mamba2/``, ``selective_scan/``, ``gated_delt
 recurrence as it is written and the oracle of the faster forms beside it, ``layer.py`` is what a model's layer
 calls. Kinds share ``chunks.py`` and ``segments.py``. ``protocol.py`` is the seam through which every kind
 gets what came before its tokens; ``convolution.py`` is the short convolution in front of them;
-``decoders.py`` says which layers of any decoder are recurrent, and what they can be told.
+``mamba_ssm_package.py`` and its like are where the field's kernels for all of these enter; ``decoders.py``
+says which layers of any decoder are recurrent, and what they can be told.
 """
 
 from se_model.recurrence.convolution import CausalConv1d, causal_convolution

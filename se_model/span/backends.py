@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from se_model.span import flash, fused, naive, outline
-from se_model.span.flash_package import has_flash_attn
+from se_model.span.flash_package import has_varlen_attention, varlen_name
 from se_model.span.sdpa import backend as sdpa
 from se_model.span.selection.choose import choose_blocks
 from se_model.span.triton_package import has_triton, is_interpreting
@@ -65,6 +65,7 @@ class Backend:
         gradients: whether it can be trained through.
         selections: which of "chunk" and "causal".
         installed: whether the package that it needs is installed; ``package`` names it.
+        kernel: whose kernel computes, where there is a choice.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Backend:
     selections: frozenset[str] = _SELECTIONS
     package: str | None = None
     installed: Callable[[], bool] = lambda: True
+    kernel: Callable[[], str] | None = None
 
     def refusal(self, request: Request, *, interpreted: bool = False) -> str | None:
         """Why the backend cannot serve the request; None if it can.
@@ -136,8 +138,9 @@ BACKENDS: dict[str, Backend] = {
             dtypes=_HALVES,
             largest_head_dim=256,
             head_dim_multiple=8,
-            package="flash-attn",
-            installed=has_flash_attn,
+            package="flash-attn (or torch 2.13 and a GPU of compute capability 8.0)",
+            installed=has_varlen_attention,
+            kernel=varlen_name,
         ),
         Backend(name="sdpa", attend=sdpa.attend, choose_blocks=choose_blocks),
         Backend(name="naive", attend=naive.attend, choose_blocks=naive.choose_blocks),
@@ -187,7 +190,8 @@ def resolve(name: str, request: Request) -> Backend:
         if reason is None:
             level = logging.WARNING if backend.name == "naive" else logging.INFO
             why = "; ".join(passed_over) or "the first choice"
-            logger.log(level, "span attention runs on backend %s for %s: %s", backend.name, request, why)
+            name = backend.name if backend.kernel is None else f"{backend.name} ({backend.kernel()})"
+            logger.log(level, "span attention runs on backend %s for %s: %s", name, request, why)
             return backend
         passed_over.append(f"{backend.name} {reason}")
     raise ValueError(f"no backend of span attention serves {request}: {'; '.join(passed_over)}")

@@ -1,7 +1,7 @@
-"""Backend for CUDA in half precision: the keys of every choice gathered, then one call of flash-attn.
+"""Backend for CUDA in half precision: the keys of every choice gathered, then one flash attention.
 
 Each choice is a row of its own in one batch of unequal rows: its queries, and as keys [retrieved ; own chunk
-up to the last of these queries], as in the paper (section 3.2). flash-attn aligns its causal mask at the
+up to the last of these queries], as in the paper (section 3.2). Its causal mask is aligned at the
 bottom right, so every query sees all retrieved tokens, and its own chunk causally, without an explicit mask.
 
 The gathered keys take 1 + k S / M rows' worth of memory under "chunk" selection. Under "causal" selection
