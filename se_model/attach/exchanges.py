@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from se_model.attach.attachment import attention_layers
+from se_model.attach.layers import attention_layers, refuse_left_layers
 from se_model.attach.marks import MARK, LayerMark
 from se_model.attentions import AttentionConfig
 from se_model.baselines import FullConfig
@@ -52,8 +52,10 @@ def layer_exchanges(model: nn.Module, share: Share) -> Iterator[LayerExchange]:
     that it is to have (full attention where nothing is); its weights may lie on the meta device.
 
     Raises:
-        ValueError: for an attention that cannot run with its row over several ranks.
+        ValueError: for an attention that cannot run with its row over several ranks, and for layers that
+            `attach` leaves as they are.
     """
+    refuse_left_layers(model)
     attending = {name for name, _ in attention_layers(model)}
     for name, layer in unwrap(model).named_modules():
         exchanged: Exchanged = {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.draws import number_call
-from se_model.attach.marks import Attachment, RunningCall
+from se_model.attach.marks import Attachment, RunningCall, running
 from se_model.recurrence.decoders import handles_packing, refuse_without_shards
 from se_model.span.documents import DocumentBounds
 
@@ -61,11 +61,13 @@ def _begin(
     packed = _complete(decoder, call, sharded, packing_refusal)
     number = number_call(decoder, call, attachment)
     attachment.call = RunningCall(number, packed, sharded)
+    running.set(attachment)
     return (), call
 
 
 def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: Attachment) -> None:
     attachment.call = None
+    running.set(None)
 
 
 def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
@@ -93,6 +95,7 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
         tokens = _tokens(call)
         documents = DocumentBounds.of(cu_seqlens, tokens.shape[1], tokens.shape[0])
         call["cu_seqlens"] = documents
+        packed = len(documents.bounds) > 2
         if not handles_packing(decoder):
             call["position_ids"] = _positions_of(documents, positions, tokens)
     elif positions is None and mask is not None and _takes_positions(decoder) and not bool(mask.all()):

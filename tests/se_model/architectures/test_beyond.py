@@ -1,55 +1,41 @@
-"""What a layer asks for beyond causality is refused: without it the model would be another one."""
+"""What a layer asks for beyond causality is computed or refused: without it the model would be another."""
 
 import pytest
 import torch
 
-from se_model.attach import attach, attention_layers, detach
+from se_model.attach import attach, attached, attention_layers
 from se_model.hylora.kinds import Kind, parts
-from tests.se_model.architectures.beyond import BEYOND, WINDOWS, beyond_causal
-from tests.se_model.architectures.probes import (
-    EVERYTHING,
-    LENGTH,
-    RIGHT,
-    SPAN,
-    calling,
-    logits,
-    random_tokens,
-)
-from tests.tolerances import EXACT, F32, within
-
-LATENT = ["kimi_linear", "bailing_hybrid"]
+from tests.se_model.architectures.beyond import ALL_WINDOWS, LATENT, beyond_causal
+from tests.se_model.architectures.probes import LENGTH, SPAN, logits, random_tokens
+from tests.tolerances import EXACT
 
 
 @pytest.mark.parametrize("window", [4, LENGTH, 10 * LENGTH])
-@pytest.mark.parametrize("name", WINDOWS)
-def test_a_sliding_window_is_refused_however_wide(name: str, window: int) -> None:
-    answer = calling(attach(beyond_causal(name, **{WINDOWS[name]: window}), SPAN))
-    assert any(word in answer for word in ("sliding window", "sliding_window", "softcap"))
+@pytest.mark.parametrize("name", ALL_WINDOWS)
+def test_a_model_whose_every_layer_has_a_window_is_refused_however_wide(name: str, window: int) -> None:
+    key = ALL_WINDOWS[name]
+    model = beyond_causal(name, **{key: window})
+    with pytest.raises(
+        ValueError, match=rf"every attention layer of .* has a sliding window \({key}: {window} "
+    ):
+        attach(model, SPAN)
+    assert attached(model) is None
 
 
-# recurrent_gemma keeps its cache inside its layers.
-@pytest.mark.parametrize("name", [name for name in WINDOWS if name != "recurrent_gemma"])
-def test_new_tokens_after_a_sliding_cache_are_refused(name: str) -> None:
-    model, tokens = beyond_causal(name), random_tokens(1, LENGTH)
-    with torch.no_grad():
-        cache = model(input_ids=tokens, use_cache=True).past_key_values
-    assert calling(attach(model, SPAN), past_key_values=cache) != RIGHT
-
-
-@pytest.mark.parametrize("name", BEYOND)
-def test_detaching_gives_back_what_was_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gemma2", "soft cap of its logits, attn_logit_softcapping: 50.0"),
+        ("gpt_oss", "attention sinks, the parameter sinks"),
+    ],
+)
+def test_what_a_layer_without_a_window_asks_for_is_refused_by_its_name(name: str, reason: str) -> None:
     model, tokens = beyond_causal(name), random_tokens(1, LENGTH)
     before = logits(model, tokens)
-    assert calling(attach(model, SPAN)) != RIGHT
-    torch.testing.assert_close(logits(detach(model), tokens), before, **EXACT)
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_latent_attention_is_right_where_values_are_as_wide_as_queries(name: str) -> None:
-    model, tokens = beyond_causal(name, qk_nope_head_dim=4), random_tokens(2, LENGTH)
-    before = logits(model, tokens)
-    torch.testing.assert_close(logits(attach(model, EVERYTHING), tokens), before, **within(F32))
-    assert "queries of 12 and values of 8" in calling(attach(beyond_causal(name), SPAN))
+    with pytest.raises(ValueError, match=rf"compute.*: model\.layers\.1\.self_attn \(.*{reason}\)$"):
+        attach(model, SPAN)
+    assert attached(model) is None
+    torch.testing.assert_close(logits(model, tokens), before, **EXACT)
 
 
 @pytest.mark.parametrize("name", LATENT)
