@@ -75,5 +75,8 @@ def _attention_of(layer: Any) -> AttentionConfig:
 def _heads_of(layer: Any) -> Heads:
     config = layer.config
     query = config.num_attention_heads
+    if hasattr(layer, "qk_head_dim"):
+        # Latent attention: every query head has a key and a value of its own, made of what they share.
+        return Heads(query, query, layer.qk_head_dim, layer.v_head_dim)
     size = getattr(config, "head_dim", None) or config.hidden_size // query
     return Heads(query, getattr(config, "num_key_value_heads", None) or query, size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_model.attach.draws import step_of
@@ -23,6 +22,7 @@ from se_model.span import SpanConfig
 from se_model.span.decoding import decode, start_decoding
 from se_model.span.documents import DocumentBounds
 from se_model.span.statistics import running_layer
+from se_model.span.widths import dense_attention
 
 INTERFACE_NAME = "expansion_span"
 
@@ -182,10 +182,7 @@ def _attend_to_cache(
         tokens = torch.arange(total, device=query.device)
         itself = tokens == tokens[total - new :, None]
         visible = (visible & mask[:, None, None, :]) | itself
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped
-    )
+    return dense_attention(query, key, value, attn_mask=visible, scale=scale)
 
 
 def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
