@@ -38,7 +38,7 @@ def watch_inputs(
     Raises, at a call:
         ValueError: for an attention mask that is not [B, Lk]; for packed documents, if the model would carry
             state across them or transformers would not notice them; for a shard, if some layer would see its
-            own rank's tokens only; and where a backward pass repeats the whole decoder.
+            own rank's tokens only, or beside a cache; and where a backward pass repeats the whole decoder.
     """
     begin = partial(_begin, attachment=attachment, packing_refusal=packing_refusal)
     return (
@@ -81,6 +81,7 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
     if sharded:
         refuse_without_shards(decoder)
+        _leave_out_cache(decoder, call)
         return False
     restarting = cu_seqlens is None and _restart(positions, mask)
     packed = cu_seqlens is not None or restarting
@@ -101,6 +102,18 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
     elif positions is None and mask is not None and _takes_positions(decoder) and not bool(mask.all()):
         call["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -_tokens(call).shape[1] :]
     return packed
+
+
+def _leave_out_cache(decoder: nn.Module, call: dict[str, Any]) -> None:
+    """Has a call with a shard keep no cache: it would hold one rank's tokens, and not tell so."""
+    if call.get("past_key_values") is not None or call.get("use_cache"):
+        raise ValueError(
+            f"{type(decoder).__name__} is given a cache beside a shard: new tokens are not decoded over "
+            "several ranks (context_parallel). Pass use_cache=False and no past_key_values, and generate on "
+            "one rank"
+        )
+    if "use_cache" in inspect.signature(decoder.forward).parameters:
+        call["use_cache"] = False
 
 
 def _positions_of(documents: DocumentBounds, given: Tensor | None, tokens: Tensor) -> Tensor:

@@ -52,9 +52,10 @@ class DecodingState:
     def continued_by(self, k: Tensor) -> bool:
         """Whether these cached keys, [B, G, at least ``length``, D], belong to this state's row.
 
-        Only the last key is compared, but for rounding: latent attention caches what its keys are made of, and
-        makes all of them anew at each step, in products of another size. Where two rows end in the same token, it may be the same in layers
-        before which nothing mixes tokens; the model's later layers tell the rows apart.
+        Only the last key is compared, but for rounding: latent attention caches what its keys are made of,
+        and makes all of them anew at each step, in products of another size. Where two rows end in the same
+        token, it may be the same in layers before which nothing mixes tokens; the model's later layers tell
+        the rows apart.
         """
         if k.shape[2] < self.length:
             return False
