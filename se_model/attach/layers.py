@@ -68,8 +68,7 @@ def layers_to_take(model: nn.Module) -> list[tuple[str, Any]]:
         key, window = _key(layers[0][1].config, "sliding_window"), _window(layers[0][1])
         raise ValueError(
             f"every attention layer of {kind} has a sliding window ({key}: {window} in its configuration), "
-            "and attach leaves such layers as they are: there is none to take. A model that may see its "
-            f"whole past is loaded with {key}: null"
+            "and attach leaves such layers as they are: there is none to take"
         )
     for name, layer in taken:
         if not getattr(layer, "is_causal", True):
