@@ -59,6 +59,9 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     layers, left = layers_to_take(causal_lm), left_layers(causal_lm)
     if attached(causal_lm) is not None:
         detach(causal_lm)
+    elif causal_lm.config._attn_implementation == INTERFACE_NAME:
+        # Built from the configuration object of an attached model: what this one had, nothing tells.
+        causal_lm.set_attn_implementation(None)
     previous = _implementations(causal_lm.config)
     attachment = Attachment(config, previous, leave(causal_lm.get_submodule(name) for name in left))
     causal_lm.set_attn_implementation(INTERFACE_NAME)

@@ -45,8 +45,10 @@ def part_gradients(
     q: [N, H, m, D]; grad, out: [N, H, m, Dv]; k: [N, G, keys, D]; v: [N, G, keys, Dv]; normaliser: [N, H, m].
     """
     if q.shape[-1] != v.shape[-1]:
-        *given, whole = equally_wide(grad, q, k, v, out)
-        gradients = part_gradients(*given, whole, normaliser, causal=causal, scale=scale)
+        upstream, queries, keys, values, whole = equally_wide(grad, q, k, v, out)
+        gradients = part_gradients(
+            upstream, queries, keys, values, whole, normaliser, causal=causal, scale=scale
+        )
         for_q, for_k, for_v = (x[..., : of.shape[-1]] for x, of in zip(gradients, (q, k, v), strict=True))
         return for_q, for_k, for_v
     if q.device.type == "cpu":

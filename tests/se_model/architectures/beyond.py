@@ -32,6 +32,7 @@ BEYOND: dict[str, tuple[str, dict[str, object]]] = {
     "gemma2-uncapped": ("sliding windows", {**_WINDOWS, "attn_logit_softcapping": None}),
     "gemma3_text": ("sliding windows", _WINDOWS),
     "cohere2": ("sliding windows", _WINDOWS),
+    "exaone4": ("sliding windows", _WINDOWS),
     "qwen3": (
         "`use_sliding_window` above layer 0",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "head_dim": 8},
@@ -46,7 +47,7 @@ BEYOND: dict[str, tuple[str, dict[str, object]]] = {
     "bailing_hybrid": ("latent attention", {**_LATENT, "head_dim": 8, "first_k_dense_replace": 1}),
 }
 # Some of whose layers have a window, and the others ask for nothing.
-SOME_WINDOWS = ["gemma2-uncapped", "gemma3_text", "cohere2", "qwen3"]
+SOME_WINDOWS = ["gemma2-uncapped", "gemma3_text", "cohere2", "exaone4", "qwen3"]
 # All of whose layers have one, by the key that says how wide.
 ALL_WINDOWS = {"mistral": "sliding_window", "recurrent_gemma": "attention_window_size"}
 LATENT = ["kimi_linear", "bailing_hybrid"]

@@ -70,7 +70,7 @@ def tables() -> str:
         (
             "What `attach` finds, and what an attached model takes:",
             attaching,
-            "What `attach` does with layers that ask for more than causality (tiny models of two or three layers):",
+            "What `attach` does with layers that ask for more than causality, in tiny models:",
             beyond,
             "What HyLoRA trains, by name within a layer:",
             hylora,

@@ -175,6 +175,17 @@ def test_attaching_again_and_copying_leave_them_as_they_were() -> None:
     assert {layer.config._attn_implementation for layer in windows} == {"sdpa"}
 
 
+def test_a_model_built_from_the_configuration_of_an_attached_one_is_attached_to_as_well() -> None:
+    model, tokens = beyond_causal("gemma3_text", "sdpa"), random_tokens(1, LENGTH)
+    before = logits(model, tokens)
+    attach(model, SPAN)
+    other = AutoModelForCausalLM.from_config(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    assert other.config is model.config
+    torch.testing.assert_close(logits(attach(other, EVERYTHING), tokens), before, **within(F32))
+    torch.testing.assert_close(logits(detach(other), tokens), before, **EXACT)
+
+
 def test_a_saved_model_does_not_tell_that_it_was_attached(tmp_path: Path) -> None:
     model, tokens = beyond_causal("gemma3_text"), random_tokens(1, LENGTH)
     before = logits(model, tokens)
