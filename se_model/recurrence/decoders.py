@@ -70,7 +70,9 @@ def refuse_without_shards(decoder: nn.Module) -> None:
             "(context_parallel): attach one that sees beyond, FullConfig() for full attention"
         )
     left = [
-        each for each, module in decoder.named_modules() if not _takes_shards(_attention_of(module, name))
+        layer
+        for layer, module in decoder.named_modules()
+        if (own := _attention_of(module, name)) != name and not _takes_shards(own)
     ]
     if left:
         raise ValueError(
