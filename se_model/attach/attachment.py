@@ -7,7 +7,7 @@ written on the layer itself, so that models with different attentions live side 
 
 from __future__ import annotations
 
-import inspect
+import logging
 from typing import Any
 
 from torch import nn
@@ -15,25 +15,30 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from se_model.attach.inputs import watch_inputs
 from se_model.attach.interface import INTERFACE_NAME, forward
+from se_model.attach.layers import attention_layers, layers_to_take, left_layers
+from se_model.attach.leaving import leave, stop_leaving
 from se_model.attach.marks import MARK, Attachment, LayerMark
-from se_model.attach.mask import real_tokens_or_documents
+from se_model.attach.mask import mask_of
 from se_model.attach.mixers import replace_mixers, restore_mixers
 from se_model.attach.packing import packing_refusal
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
 
+logger = logging.getLogger(__name__)
+
 # Where a model keeps the handles of the hooks on its calls.
 _WATCH = "_expansion_span_inputs"
 
 AttentionInterface.register(INTERFACE_NAME, forward)
-AttentionMaskInterface.register(INTERFACE_NAME, real_tokens_or_documents)
+AttentionMaskInterface.register(INTERFACE_NAME, mask_of)
 
 
 def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
-    """Make every attention layer of `model` compute the attention that `config` describes.
+    """Make the attention layers of `model` compute the attention that `config` describes.
 
     `model` is a transformers causal language model or a `PeftModel` around one; it is changed in place and
-    returned. Attaching again replaces the attention.
+    returned. Attaching again replaces the attention. Layers with a sliding window stay as they are, beside
+    others that have none: `left_layers` gives them by name, and one line of the log does.
 
     Exact under 2-D padding masks (either side) and for packed documents, told by `cu_seqlens` or by
     `position_ids` that restart at each. Left-out positions are filled in to count real tokens: the choice
@@ -41,29 +46,26 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     cached ones, unless `SpanConfig(decoding="span")` says otherwise: then they have what a forward of the
     whole row gives them, provided that the prefill ran in evaluation mode and without gradients, and that
     nothing but new tokens has come to its cache since. The forward refuses masks over pairs, packed documents
-    where recurrent layers would run across, attention dropout, and layers that ask for more than causality
-    (a sliding window, a soft cap).
+    where recurrent layers would run across or layers that stay are not told of them, and attention dropout.
 
     The recurrent layers that `mixers/` knows are given a class that takes packed documents, and a `shard`:
     part of a row over several ranks.
 
     Raises:
-        ValueError: if an attention layer would be left out.
+        ValueError: if there is no layer to take, or one asks for what no attention here computes (a soft cap,
+            attention sinks) or does not let its attention be chosen; names them.
     """
     causal_lm = unwrap(model)
-    layers = attention_layers(causal_lm)
-    if not layers:
-        raise ValueError(
-            f"no layer of {type(causal_lm).__name__} looks its attention up in AttentionInterface: "
-            "there is nothing to replace"
-        )
-    for name, layer in layers:
-        if not getattr(layer, "is_causal", True):
-            raise ValueError(f"{name} is not causal: only the self-attention of a decoder can be replaced")
-    attachment = Attachment(config, _previous_implementations(causal_lm))
+    layers, left = layers_to_take(causal_lm), left_layers(causal_lm)
+    if attached(causal_lm) is not None:
+        detach(causal_lm)
+    elif causal_lm.config._attn_implementation == INTERFACE_NAME:
+        # Built from the configuration object of an attached model: what this one had, nothing tells.
+        causal_lm.set_attn_implementation(None)
+    previous = _implementations(causal_lm.config)
+    attachment = Attachment(config, previous, leave(causal_lm.get_submodule(name) for name in left))
     causal_lm.set_attn_implementation(INTERFACE_NAME)
     setattr(causal_lm, MARK, attachment)
-    _stop_watching(causal_lm)
     replace_mixers(causal_lm, attachment)
     decoder, refusal = getattr(causal_lm, causal_lm.base_model_prefix), packing_refusal(causal_lm)
     advice = None if refusal is None else f"{refusal}; give it one document per row"
@@ -73,6 +75,12 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
             detach(model)
             raise ValueError(f"{name} of {type(causal_lm).__name__} does not let its attention be chosen")
         setattr(layer, MARK, LayerMark(attachment, ordinal))
+    if left:
+        logger.info(
+            "%d attention layers of %s stay as they are beside %d that are taken: %s",
+            len(left), type(causal_lm).__name__, len(layers),
+            ", ".join(f"{name} ({reason})" for name, reason in left.items()),
+        )  # fmt: skip
     return model
 
 
@@ -85,6 +93,7 @@ def detach(model: nn.Module) -> nn.Module:
     causal_lm = unwrap(model)
     causal_lm.set_attn_implementation(_attachment_of(model).previous)
     _stop_watching(causal_lm)
+    stop_leaving(causal_lm)
     restore_mixers(causal_lm)
     for module in (causal_lm, *(layer for _, layer in attention_layers(causal_lm))):
         if hasattr(module, MARK):
@@ -121,19 +130,6 @@ def get_step(model: nn.Module) -> int:
     return _attachment_of(model).step
 
 
-def attention_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """The modules of `model`, named and in order, that compute attention through `AttentionInterface`."""
-    return [
-        (name, module) for name, module in unwrap(model).named_modules() if _looks_its_attention_up(module)
-    ]
-
-
-def _looks_its_attention_up(module: nn.Module) -> bool:
-    # transformers puts no common class or attribute on these modules; they share this name in their forward.
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
-
-
 def _attachment_of(model: nn.Module) -> Attachment:
     attachment: Attachment | None = getattr(unwrap(model), MARK, None)
     if attachment is None:
@@ -150,13 +146,6 @@ def _stop_watching(causal_lm: PreTrainedModel) -> None:
         delattr(causal_lm, _WATCH)
 
 
-def _previous_implementations(causal_lm: PreTrainedModel) -> dict[str, Any]:
-    attachment: Attachment | None = getattr(causal_lm, MARK, None)
-    if attachment is not None:
-        return attachment.previous
-
-    def by_part(config: PreTrainedConfig) -> dict[str, Any]:
-        parts = {key: part for key in config.sub_configs if (part := getattr(config, key)) is not None}
-        return {"": config._attn_implementation} | {key: by_part(part) for key, part in parts.items()}
-
-    return by_part(causal_lm.config)
+def _implementations(config: PreTrainedConfig) -> dict[str, Any]:
+    parts = {key: part for key in config.sub_configs if (part := getattr(config, key)) is not None}
+    return {"": config._attn_implementation} | {key: _implementations(part) for key, part in parts.items()}

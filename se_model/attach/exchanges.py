@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from se_model.attach.attachment import attention_layers
+from se_model.attach.layers import attention_layers, refuse_left_layers
 from se_model.attach.marks import MARK, LayerMark
 from se_model.attentions import AttentionConfig
 from se_model.baselines import FullConfig
@@ -52,8 +52,10 @@ def layer_exchanges(model: nn.Module, share: Share) -> Iterator[LayerExchange]:
     that it is to have (full attention where nothing is); its weights may lie on the meta device.
 
     Raises:
-        ValueError: for an attention that cannot run with its row over several ranks.
+        ValueError: for an attention that cannot run with its row over several ranks, and for layers that
+            `attach` leaves as they are.
     """
+    refuse_left_layers(model)
     attending = {name for name, _ in attention_layers(model)}
     for name, layer in unwrap(model).named_modules():
         exchanged: Exchanged = {}
@@ -73,5 +75,8 @@ def _attention_of(layer: Any) -> AttentionConfig:
 def _heads_of(layer: Any) -> Heads:
     config = layer.config
     query = config.num_attention_heads
+    if hasattr(layer, "qk_head_dim"):
+        # Latent attention: every query head has a key and a value of its own, made of what they share.
+        return Heads(query, query, layer.qk_head_dim, layer.v_head_dim)
     size = getattr(config, "head_dim", None) or config.hidden_size // query
     return Heads(query, getattr(config, "num_key_value_heads", None) or query, size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_model.attach.draws import number_call
-from se_model.attach.marks import Attachment, RunningCall
+from se_model.attach.marks import Attachment, RunningCall, running
 from se_model.recurrence.decoders import handles_packing, recurrent_layers, refuse_without_shards
 from se_model.span.documents import DocumentBounds
 
@@ -41,7 +41,7 @@ def watch_inputs(
     Raises, at a call:
         ValueError: for an attention mask that is not [B, Lk]; for packed documents, if the model would carry
             state across them or transformers would not notice them; for a shard, if some layer would see its
-            own rank's tokens only; and where a backward pass repeats the whole decoder.
+            own rank's tokens only, or beside a cache; and where a backward pass repeats the whole decoder.
     """
     begin = partial(_begin, attachment=attachment, packing_refusal=packing_refusal)
     return (
@@ -64,11 +64,13 @@ def _begin(
     packed = _complete(decoder, call, sharded, packing_refusal)
     number = number_call(decoder, call, attachment)
     attachment.call = RunningCall(number, packed, sharded)
+    running.set(attachment)
     return (), call
 
 
 def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: Attachment) -> None:
     attachment.call = None
+    running.set(None)
 
 
 def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
@@ -82,6 +84,7 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
         raise ValueError(f"the attention mask must be [B, L], got {what}: masks over pairs are refused")
     if sharded:
         refuse_without_shards(decoder)
+        _leave_out_cache(decoder, call)
         return False
     restarting = cu_seqlens is None and _restart(positions, mask)
     packed = cu_seqlens is not None or restarting
@@ -101,6 +104,7 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
         tokens = _tokens(call)
         documents = DocumentBounds.of(cu_seqlens, tokens.shape[1], tokens.shape[0])
         call["cu_seqlens"] = documents
+        packed = len(documents.bounds) > 2
         if not handles_packing(decoder):
             call["position_ids"] = _positions_of(documents, positions, tokens)
     elif positions is None and mask is not None and _takes_positions(decoder) and not bool(mask.all()):
@@ -118,6 +122,18 @@ def _documents_of(positions: Tensor | None) -> Tensor:
         )
     starts = (positions[0].diff() != 1).nonzero()[:, 0] + 1
     return F.pad(F.pad(starts, (1, 0)), (0, 1), value=positions.shape[1])
+
+
+def _leave_out_cache(decoder: nn.Module, call: dict[str, Any]) -> None:
+    """Has a call with a shard keep no cache: it would hold one rank's tokens, and not tell so."""
+    if call.get("past_key_values") is not None or call.get("use_cache"):
+        raise ValueError(
+            f"{type(decoder).__name__} is given a cache beside a shard: new tokens are not decoded over "
+            "several ranks (context_parallel). Pass use_cache=False and no past_key_values, and generate on "
+            "one rank"
+        )
+    if "use_cache" in inspect.signature(decoder.forward).parameters:
+        call["use_cache"] = False
 
 
 def _positions_of(documents: DocumentBounds, given: Tensor | None, tokens: Tensor) -> Tensor:

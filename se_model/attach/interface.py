@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_model.attach.draws import step_of
 from se_model.attach.marks import MARK, DecodedRun, LayerMark
+from se_model.attach.mask import UnreadMask
 from se_model.attach.runs import Run, runs_of
 from se_model.attentions import Attention, AttentionConfig
 from se_model.parallel import SequenceShard
@@ -22,6 +22,7 @@ from se_model.span import SpanConfig
 from se_model.span.decoding import decode, start_decoding
 from se_model.span.documents import DocumentBounds
 from se_model.span.statistics import running_layer
+from se_model.span.widths import dense_attention
 
 INTERFACE_NAME = "expansion_span"
 
@@ -35,7 +36,7 @@ def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | UnreadMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     shard: SequenceShard | None = None,
@@ -45,10 +46,10 @@ def forward(
 ) -> tuple[Tensor, None]:
     """The registered function (transformers 5.23, `integrations/sdpa_attention.py` has the same signature).
 
-    query: [B, H, Lq, D]; key, value: [B, G, Lk, D], with Lk > Lq while decoding; attention_mask: what
-    `real_tokens_or_documents` returned; shard: says that the tokens are a part of a row over several ranks,
-    and what its documents are; draw: the number of the forward call, in training (`draws.py`);
-    cu_seqlens: the documents of a packed row, as `watch_inputs` made them. Returns ([B, Lq, H, D], None).
+    query: [B, H, Lq, D]; key: [B, G, Lk, D], with Lk > Lq while decoding; value: [B, G, Lk, Dv];
+    attention_mask: what `mask_of` returned; shard: says that the tokens are a part of a row over several
+    ranks, and what its documents are; draw: the number of the forward call, in training (`draws.py`);
+    cu_seqlens: the documents of a packed row, as `watch_inputs` made them. Returns ([B, Lq, H, Dv], None).
     """
     mark: LayerMark | None = getattr(module, MARK, None)
     if mark is None:
@@ -56,7 +57,12 @@ def forward(
             f"{type(module).__name__} asks for attention {INTERFACE_NAME!r}, but its model was never given "
             "to attach(); a model that shares its config object with an attached one needs its own copy"
         )
-    _refuse_what_would_be_dropped(module, query, value, dropout, kwargs)
+    _refuse_what_would_be_dropped(module, dropout, kwargs)
+    if isinstance(attention_mask, UnreadMask):
+        raise ValueError(
+            f"{type(module).__name__} is given the mask of a sliding window of {attention_mask.window} "
+            "tokens, which no attention here supports"
+        )
     span = _decodes_with_span(mark.attachment.config)
     step = step_of(module, mark.attachment, draw)
     if shard is not None:
@@ -92,9 +98,7 @@ def forward(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _refuse_what_would_be_dropped(
-    module: nn.Module, query: Tensor, value: Tensor, dropout: float, kwargs: dict[str, Any]
-) -> None:
+def _refuse_what_would_be_dropped(module: nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
     layer = type(module).__name__
     if dropout:
         raise ValueError(
@@ -105,11 +109,6 @@ def _refuse_what_would_be_dropped(
     for name in _BEYOND_CAUSAL:
         if kwargs.get(name) is not None:
             raise ValueError(f"{layer} asks for {name}={kwargs[name]!r}, which no attention here supports")
-    if query.shape[-1] != value.shape[-1]:
-        raise ValueError(
-            f"{layer} has queries of {query.shape[-1]} and values of {value.shape[-1]} dimensions; "
-            "they must be equal"
-        )
 
 
 def _refuse_beside_a_shard(
@@ -158,7 +157,7 @@ def _attend_by_run(
     batch, _, length, _ = query.shape
     if len(runs) == 1 and runs[0].rows == slice(0, batch) and (runs[0].start, runs[0].end) == (0, length):
         return attention(query, key, value, scale=scale, cu_seqlens=runs[0].documents)
-    output = torch.zeros_like(query)
+    output = query.new_zeros(*query.shape[:3], value.shape[3])
     for run in runs:
         q, k, v = _tokens_of(run, query, key, value)
         output[run.rows, :, run.start : run.end] = attention(q, k, v, scale=scale, cu_seqlens=run.documents)
@@ -183,10 +182,7 @@ def _attend_to_cache(
         tokens = torch.arange(total, device=query.device)
         itself = tokens == tokens[total - new :, None]
         visible = (visible & mask[:, None, None, :]) | itself
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=visible, scale=scale, enable_gqa=grouped
-    )
+    return dense_attention(query, key, value, attn_mask=visible, scale=scale)
 
 
 def _decodes_with_span(config: AttentionConfig) -> SpanConfig | None:
@@ -213,7 +209,7 @@ def _continue_span(
     """Span attention of the newest Lq tokens to all Lk, each row counted from its first real token."""
     attachment, cached = mark.attachment, key.shape[2] - query.shape[2]
     before = {run.rows.start: run for run in attachment.decoding.get(mark.layer, [])}
-    output, decoded = torch.zeros_like(query), []
+    output, decoded = query.new_zeros(*query.shape[:3], value.shape[3]), []
     for run in _runs(key, mask, None):
         new = slice(max(0, run.start - cached), max(0, run.end - cached))
         q, (k, v) = query[run.rows, :, new], _tokens_of(run, key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,12 +46,15 @@ class Attachment:
     where its last forward in evaluation mode without gradients stopped: one state, which the next prefill
     replaces, and `attach` and `detach` drop.
 
+    `left` names the implementation of the layers that were left as they are; None where there are none.
+
     `step` is how many forward calls training has made. `call` is the one that is running, None between calls
     and in a backward pass: `watch_inputs` alone sets and resets it.
     """
 
     config: AttentionConfig
     previous: dict[str, Any]
+    left: str | None = None
     step: int = 0
     call: RunningCall | None = None
     decoding: dict[int, list[DecodedRun]] = field(default_factory=dict)
@@ -85,7 +89,11 @@ class Attachment:
 
 @dataclass(frozen=True)
 class LayerMark:
-    """Written on an attention layer: its ordinal among the attention layers of its model."""
+    """Written on an attention layer that was taken: its ordinal among those of its model."""
 
     attachment: Attachment
     layer: int
+
+
+running: ContextVar[Attachment | None] = ContextVar("running_attachment", default=None)
+"""That of the model whose call is running: a mask function is told nothing else of its model."""

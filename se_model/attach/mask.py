@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from se_model.attach.marks import running
 from se_model.attach.runs import remember_runs
 
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
+
+# Of transformers' implementations (5.23) those whose masks keep packed documents apart; flash-attn's do not.
+_TELL_DOCUMENTS = ("eager", "sdpa", "flex_attention")
+
+
+@dataclass(frozen=True)
+class UnreadMask:
+    """In place of the mask of a sliding window where no layer was found to have one: who reads it refuses."""
+
+    window: int
+
+
+def mask_of(**given: Any) -> Any:
+    """The mask function registered with transformers 5.23 (`masking_utils.sdpa_mask` has the same arguments).
+
+    For the layers that `attach` takes, what `real_tokens_or_documents` returns. Where `local_size` says that
+    the mask is for layers with a sliding window, which stay as they are, what their own implementation makes
+    of the same arguments; an `UnreadMask` where there are none.
+
+    Raises:
+        ValueError: for a mask that is neither; for packed documents that such layers would not be told of.
+    """
+    window = given.get("local_size")
+    if window is None:
+        return real_tokens_or_documents(**given)
+    attachment = running.get()
+    if attachment is None or attachment.left is None:
+        return UnreadMask(window)
+    packed = attachment.call is not None and attachment.call.packed
+    if packed and not (attachment.left in _TELL_DOCUMENTS and _tells_documents(**given)):
+        raise ValueError(
+            f"layers with a sliding window of {window} tokens stay as they are, on attention "
+            f"{attachment.left!r}, and are not told where packed documents begin. They are told by "
+            f"position_ids on {', '.join(_TELL_DOCUMENTS)}, without an attention_mask and with "
+            "use_cache=False"
+        )
+    make = ALL_MASK_ATTENTION_FUNCTIONS.get(attachment.left)
+    return None if make is None else make(**given)
 
 
 def real_tokens_or_documents(
@@ -26,7 +66,7 @@ def real_tokens_or_documents(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Tensor | None:
-    """The mask function registered with transformers 5.23 (`masking_utils.sdpa_mask` has the same signature).
+    """The mask of layers that are taken; the arguments are those of `masking_utils.sdpa_mask`.
 
     Returns None for plain causal attention, [B, Lk] bool (True for real tokens) under padding, or [B, L]
     int64 with the document number of each token where transformers reads packed documents from
@@ -51,11 +91,26 @@ def real_tokens_or_documents(
     return remember_runs(attention_mask.clone())
 
 
+def _tells_documents(
+    mask_function: MaskFunction, batch_size: int, q_length: int, device: torch.device | str, **_: Any
+) -> bool:
+    """Whether some token does not see the one before it; in a window of one token none ever does."""
+    return bool(_starts(mask_function, batch_size, q_length, device)[:, 1:].any())
+
+
+def _starts(sees: MaskFunction, batch_size: int, length: int, device: torch.device | str) -> Tensor:
+    """Which tokens do not see the one before them: bool [B, L]."""
+    rows = torch.arange(batch_size, device=device)[:, None]
+    tokens = torch.arange(length, device=device)[None, :].expand(batch_size, -1)
+    starts: Tensor = ~sees(rows, 0, tokens, (tokens - 1).clamp(min=0))
+    return starts
+
+
 def _documents(sees: MaskFunction, batch_size: int, length: int, device: torch.device | str) -> Tensor:
     """Number the documents of each row: a token that does not see the one before it starts one."""
     rows = torch.arange(batch_size, device=device)[:, None]
     tokens = torch.arange(length, device=device)[None, :].expand(batch_size, -1)
-    starts = ~sees(rows, 0, tokens, (tokens - 1).clamp(min=0))
+    starts = _starts(sees, batch_size, length, device)
     documents = starts.long().cumsum(1)
     first_tokens = torch.where(starts, tokens, 0).cummax(1).values
     next_tokens = (tokens + 1).clamp(max=length - 1)

@@ -7,11 +7,11 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.protocol import Attention
+from se_model.span.widths import dense_attention
 
 
 def full_attention(
@@ -19,7 +19,8 @@ def full_attention(
 ) -> Tensor:
     """Every token attends to every earlier token of its own document, and to itself.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D], G divides H; cu_seqlens: [N + 1] with B = 1. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], G divides H; cu_seqlens: [N + 1] with B = 1. Returns
+    [B, H, L, Dv].
 
     Raises:
         ValueError: on shapes, dtypes or ``cu_seqlens`` that do not fit together.
@@ -31,13 +32,12 @@ def full_attention(
 def attend_within(q: Tensor, k: Tensor, v: Tensor, bounds: tuple[int, ...], scale: float | None) -> Tensor:
     """Causal attention between consecutive ``bounds``, from 0 to L, and never across one.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]. Returns [B, H, L, Dv].
     """
-    grouped = q.shape[1] != k.shape[1]
     # One split, whose backward is a single concatenation; a slice's backward fills a whole row's gradient.
     lengths = [end - start for start, end in pairwise(bounds)]
     outputs = [
-        F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+        dense_attention(queries, keys, values, is_causal=True, scale=scale)
         for queries, keys, values in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)

@@ -34,7 +34,8 @@ def random_memory_attention(
 ) -> Tensor:
     """Span-expanded attention whose ``top_k`` past blocks are drawn without regard to the input.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D], G divides H; cu_seqlens: [N + 1] with B = 1. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], G divides H; cu_seqlens: [N + 1] with B = 1. Returns
+    [B, H, L, Dv].
     Each chunk and key/value head draws anew. The same ``random_key`` and shapes give the same blocks.
 
     Raises:

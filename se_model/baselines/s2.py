@@ -26,9 +26,9 @@ def s2_attention(
 ) -> Tensor:
     """Causal attention inside groups of tokens; for half of the heads the groups are shifted by half a group.
 
-    q: [B, H, L, D], H at least 2; k, v: [B, G, L, D], G divides H; cu_seqlens: [N + 1] with B = 1. Returns
-    [B, H, L, D]. ``group_size`` in tokens; by default a quarter of each document, rounded up. Groups restart
-    at each document.
+    q: [B, H, L, D], H at least 2; k: [B, G, L, D]; v: [B, G, L, Dv], G divides H; cu_seqlens: [N + 1] with
+    B = 1. Returns [B, H, L, Dv]. ``group_size`` in tokens; by default a quarter of each document, rounded up.
+    Groups restart at each document.
 
     LongLoRA shifts by rolling the sequence, so that one group joins the document's end to its beginning and
     lets the first tokens see the last ones. Here the half groups at both ends stay separate: no token sees

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.documents import Documents, check_inputs, document_bounds
 from se_model.span.protocol import Attention
+from se_model.span.widths import dense_attention
 
 
 def sliding_window_attention(
@@ -26,7 +26,8 @@ def sliding_window_attention(
 ) -> Tensor:
     """Token t attends to tokens t - window + 1 to t of its own document.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D], G divides H; cu_seqlens: [N + 1] with B = 1. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], G divides H; cu_seqlens: [N + 1] with B = 1. Returns
+    [B, H, L, Dv].
     Works through tiles of queries; memory grows with L, not with L times the window.
 
     Raises:
@@ -45,8 +46,7 @@ def sliding_window_attention(
 
 def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
     """One document: its first ``window`` tokens see all before them; the rest goes tile by tile."""
-    grouped = q.shape[1] != k.shape[1]
-    attend = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=grouped)
+    attend = partial(dense_attention, scale=scale)
     length = q.shape[2]
     outputs = [attend(q[:, :, :window], k[:, :, :window], v[:, :, :window], is_causal=True)]
     if length <= window:

@@ -37,7 +37,9 @@ class ParallelAttention(Protocol):
         step: int,
         scale: float | None,
     ) -> Tensor:
-        """q: [B, H, n, D]; k, v: [B, G, n, D], this rank's, RoPE applied. Returns [B, H, n, D].
+        """q: [B, H, n, D]; k: [B, G, n, D]; v: [B, G, n, Dv], this rank's, RoPE applied.
+
+        Returns [B, H, n, Dv].
 
         layer, step: as ``AttentionConfig.bind`` takes them; the same on all ranks.
         """
@@ -112,9 +114,10 @@ def _attend_locally(
     reach: the most that any rank sees, the same on all.
     """
     if reach:
-        before = _keys_before(torch.stack([k, v]), reach, shard)
-        before = before.narrow(3, before.shape[3] - seen, seen)
-        k, v = (torch.cat(pair, dim=2) for pair in ((before[0], k), (before[1], v)))
+        before = _keys_before(torch.cat([k, v], dim=3), reach, shard)
+        before = before.narrow(2, before.shape[2] - seen, seen)
+        keys, values = before.split([k.shape[3], v.shape[3]], dim=3)
+        k, v = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
         q = F.pad(q, (0, 0, seen, 0))
     # A batch of several rows is one document each.
     documents = None
@@ -126,11 +129,11 @@ def _attend_locally(
 def _keys_before(pair: Tensor, reach: int, shard: SequenceShard) -> Tensor:
     """Keys and values of the last tokens before this shard, ``reach`` or all that are.
 
-    pair: [2, B, G, n, D], the own ones. Returns [2, B, G, any, D].
+    pair: [B, G, n, D + Dv], the own ones, side by side. Returns [B, G, any, D + Dv].
     """
-    length = pair.shape[3]
+    length = pair.shape[2]
     if reach <= length:
-        last = pair[:, :, :, length - reach :]
+        last = pair[:, :, length - reach :]
         return receive_left(last, shard.group, last.shape, PURPOSE)
     gathered = gather_states(pair, shard.group, PURPOSE)
     return side_by_side(gathered[: shard.group.rank])

@@ -21,7 +21,7 @@ class Fetch:
         asked: how many blocks of each rank this rank asked for, which come in rank order.
         wanted: how many blocks each rank asked of this one.
         given: those blocks, as places (batch, head, first token in head and shard): int64 [sum(wanted), 3].
-        wait: returns the fetched keys and values, [sum(asked), S, D] each.
+        wait: returns the fetched keys and values, [sum(asked), S, D] and [sum(asked), S, Dv].
     """
 
     rows: Tensor
@@ -40,7 +40,8 @@ def fetch_blocks(
 ) -> Fetch:
     """Asks the owners for the chosen blocks, each once, and starts their transfer.
 
-    blocks: int64 [B, G, choices, K], ids over the whole row, -1 for none; k, v: [B, G, head + n, D].
+    blocks: int64 [B, G, choices, K], ids over the whole row, -1 for none; k: [B, G, head + n, D]; v: [B, G,
+    head + n, Dv].
     """
     plan = plans[group.rank]
     total = plans[-1].blocks.stop
@@ -67,17 +68,17 @@ def fetch_blocks(
     )
     given = _places(requests, blocks.shape[1], total, plan)
     size = plan.own.block_size
-    width = k.shape[3]
-    sent = torch.stack([_take(x, given, size) for x in (k, v)], dim=1)  # [wanted, 2, S, D]
+    widths = [x.shape[3] for x in (k, v)]
+    sent = torch.cat([_take(x, given, size) for x in (k, v)], dim=2)  # [wanted, S, D + Dv]
     handle = group.all_to_all(
         list(sent.split(wanted)),
-        [(count, 2, size, width) for count in asked_of],
+        [(count, size, sum(widths)) for count in asked_of],
         purpose="blocks",
         async_op=True,
     )
 
     def wait() -> tuple[Tensor, Tensor]:
-        keys, values = torch.cat(handle.wait()).unbind(1)
+        keys, values = torch.cat(handle.wait()).split(widths, dim=2)
         return keys, values
 
     return Fetch(rows, asked_of, wanted, given, wait)
@@ -89,17 +90,18 @@ def give_blocks_back(
 ) -> None:  # fmt: skip
     """Returns the gradients of fetched blocks to their owners, which add them up in the order of the ranks.
 
-    for_keys, for_values: [sum(asked), S, D]; for_k, for_v: [B, G, head + n, D], added to.
+    for_keys: [sum(asked), S, D]; for_values: [sum(asked), S, Dv]; for_k: [B, G, head + n, D], for_v: [B, G,
+    head + n, Dv], both added to.
     """
-    size, width = for_keys.shape[1:]
+    size, widths = for_keys.shape[1], [x.shape[2] for x in (for_keys, for_values)]
     returned = group.all_to_all(
-        list(torch.stack([for_keys, for_values], dim=1).split(fetch.asked)),
-        [(count, 2, size, width) for count in fetch.wanted],
+        list(torch.cat([for_keys, for_values], dim=2).split(fetch.asked)),
+        [(count, size, sum(widths)) for count in fetch.wanted],
         purpose="blocks",
         direction="backward",
     )
     batch, head, tokens = _rows_of(fetch.given, size)
-    for total, part in zip((for_k, for_v), torch.cat(returned).unbind(1), strict=True):
+    for total, part in zip((for_k, for_v), torch.cat(returned).split(widths, dim=2), strict=True):
         total.index_put_((batch, head, tokens), part, accumulate=True)
 
 

@@ -60,15 +60,24 @@ class Share:
 
 @dataclass(frozen=True)
 class Heads:
-    """An attention layer's heads: H for queries, G for keys and values, each of D dimensions."""
+    """An attention layer's heads: H for queries, G for keys and values.
+
+    size: D, dimensions of queries and keys; value_size: Dv, of values, None for D.
+    """
 
     query: int
     key_value: int
     size: int
+    value_size: int | None = None
+
+    @property
+    def pair_size(self) -> int:
+        """Numbers of a key and its value: D + Dv."""
+        return self.size + (self.size if self.value_size is None else self.value_size)
 
     def token_bytes(self, itemsize: int) -> int:
-        """Bytes of one token's keys and values: 2 G D itemsize."""
-        return 2 * self.key_value * self.size * itemsize
+        """Bytes of one token's keys and values: G (D + Dv) itemsize."""
+        return self.key_value * self.pair_size * itemsize
 
 
 def span_attention(
@@ -89,7 +98,7 @@ def span_attention(
         which travel in `itemsize` bytes if they are keys' own numbers: `rules.OWN_NUMBERS`);
         if the choice is not made by ``sums`` of all queries (`SpanOptions.sums`), no n / M, but the queries
         that judge and lie on a neighbour: `refresh` under "causal" selection, else the M - 1 that a chunk on
-        two ranks may have there; 2 * G * D * itemsize for each token of
+        two ranks may have there; G * (D + Dv) * itemsize for each token of
         min(n / M * k * S, L - n): every chunk may choose k blocks that lie elsewhere, and no block arrives
         twice; 8 for each such block and head, and for each other rank, to ask for them (on average over the
         ranks). Under "causal" selection `refresh` tokens choose together instead of M.
@@ -128,7 +137,7 @@ def _chunks_straddle(share: Share, chunk_size: int) -> bool:
 
 
 def full_attention(share: Share, heads: Heads) -> Volume:
-    """Full attention, all keys and values to everybody: (P - 1) * n * 2 * G * D * itemsize, and back."""
+    """Full attention, all keys and values to everybody: (P - 1) * n * G * (D + Dv) * itemsize, and back."""
     moved = share.rows * (share.ranks - 1) * share.own_tokens * heads.token_bytes(share.itemsize)
     return Volume(moved, moved)
 
@@ -136,7 +145,7 @@ def full_attention(share: Share, heads: Heads) -> Volume:
 def ring_attention(share: Share, heads: Heads) -> Volume:
     """Ring attention, for comparison: keys and values pass every rank, and in the backward with gradients.
 
-    forward: (P - 1) * n * 2 * G * D * itemsize; backward: twice that (their gradients in the same dtype).
+    forward: (P - 1) * n * G * (D + Dv) * itemsize; backward: twice that (their gradients in the same dtype).
     """
     moved = full_attention(share, heads).forward
     return Volume(moved, 2 * moved)
@@ -145,9 +154,9 @@ def ring_attention(share: Share, heads: Heads) -> Volume:
 def ulysses_attention(share: Share, heads: Heads) -> Volume:
     """All-to-all over heads (Ulysses), for comparison; needs P to divide G.
 
-    (P - 1) / P * n * (2 H + 2 G) * D * itemsize, for queries, keys, values and outputs; backward: the same.
+    (P - 1) / P * n * (H + G) * (D + Dv) * itemsize, for queries, keys, values and outputs; backward: as much.
     """
-    numbers = (2 * heads.query + 2 * heads.key_value) * heads.size
+    numbers = (heads.query + heads.key_value) * heads.pair_size
     moved = share.rows * (share.ranks - 1) * share.own_tokens * numbers * share.itemsize // share.ranks
     return Volume(moved, moved)
 

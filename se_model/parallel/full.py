@@ -23,14 +23,16 @@ PURPOSE = "keys and values"
 def full_attention(q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard, *, scale: float | None) -> Tensor:
     """Own queries see all keys of their document up to themselves, on whatever rank: by all-gather of K, V.
 
-    q: [B, H, n, D]; k, v: [B, G, n, D]. Returns [B, H, n, D]. Memory: the row's keys and values.
+    q: [B, H, n, D]; k: [B, G, n, D]; v: [B, G, n, Dv]. Returns [B, H, n, Dv]. Memory: the row's keys and
+    values.
     """
-    gathered = gather_states(torch.stack([k, v]), shard.group, PURPOSE)
+    gathered = gather_states(torch.cat([k, v], dim=3), shard.group, PURPOSE)
     before = side_by_side(gathered[shard.first_rank : shard.group.rank])
-    before = before.narrow(3, before.shape[3] - shard.tokens_before, shard.tokens_before)
+    before = before.narrow(2, before.shape[2] - shard.tokens_before, shard.tokens_before)
+    keys_before, values_before = before.split([k.shape[3], v.shape[3]], dim=3)
     lengths = [shard.local_bounds[1], q.shape[2] - shard.local_bounds[1]]
     (first_q, q), (first_k, k), (first_v, v) = (x.split(lengths, dim=2) for x in (q, k, v))
-    output = attend_behind(first_q, first_k, first_v, before[0], before[1], scale)
+    output = attend_behind(first_q, first_k, first_v, keys_before, values_before, scale)
     if not lengths[1]:
         return output
     bounds = tuple(bound - lengths[0] for bound in shard.local_bounds[1:])
@@ -38,8 +40,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, shard: SequenceShard, *, sca
 
 
 def side_by_side(gathered: Tensor) -> Tensor:
-    """The tokens of R ranks in a row. gathered: [R, 2, B, G, n, D] -> [2, B, G, R * n, D]."""
-    return gathered.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+    """The tokens of R ranks in a row. gathered: [R, B, G, n, any] -> [B, G, R * n, any]."""
+    return gathered.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def attend_behind(
@@ -47,8 +49,9 @@ def attend_behind(
 ) -> Tensor:
     """Causal attention of tokens that also see all of what lies before them; no mask is made.
 
-    q: [B, H, n, D]; k, v: [B, G, n, D]; keys_before, values_before: [B, G, any, D], none too: what the
-    backward waits for is in the graph all the same. Returns [B, H, n, D].
+    q: [B, H, n, D]; k: [B, G, n, D]; v: [B, G, n, Dv]; keys_before, values_before: [B, G, any, D] and
+    [B, G, any, Dv], none too: what the backward waits for is in the graph all the same. Returns
+    [B, H, n, Dv].
     """
     given = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, keys_before, values_before))
     output: Tensor = _AttendBehind.apply(*given, q.shape[-1] ** -0.5 if scale is None else scale)

@@ -28,9 +28,9 @@ def choose_in_parallel(
 ) -> Tensor:  # fmt: skip
     """The blocks that each choice of the rank's own layout retrieves: ids over the whole row.
 
-    q: [B, H, head + n, D], zeros in the head; block_head: [B, H, block_head, D], the queries that stand there
-    in the shard's first block, which only the summary "attention" needs; k, v: [B, G, head + n, D].
-    Returns int64 [B, G, own choices, K], -1 for none.
+    q: [B, H, head + n, D], zeros in the head; k: [B, G, head + n, D]; v: [B, G, head + n, Dv] and block_head,
+    [B, H, block_head, D], the queries that stand there in the shard's first block, are needed by the summary
+    "attention" alone. Returns int64 [B, G, own choices, K], -1 for none.
     """
     plan = plans[group.rank]
     width = min(options.top_k, layout.most_candidates)

@@ -37,7 +37,8 @@ def span_attention(
 ) -> Tensor:  # fmt: skip
     """``se_attention`` of the whole row, for the shard's tokens; every rank of the group calls it.
 
-    q: [B, H, n, D]; k, v: [B, G, n, D], rotated by their positions in the row. Returns [B, H, n, D].
+    q: [B, H, n, D]; k: [B, G, n, D]; v: [B, G, n, Dv], rotated by their positions in the row. Returns
+    [B, H, n, Dv].
     ``config.backend`` does not matter: parts are computed by torch's kernels and merged.
 
     Raises:
@@ -46,6 +47,7 @@ def span_attention(
     assert isinstance(config, SpanConfig)
     check_inputs(q, k, v)
     options = config.options(layer=layer, step=step, scale=scale)
+    options.check_widths(q.shape[3], v.shape[3])
     layout = cut(options.chunk_size, options.block_size, options.queries_per_choice, shard.bounds)
     call = _Call(shard.group, layout, plan_ranks(layout, shard.group.size), options)
     out: Tensor = _ParallelSpanAttention.apply(q, k, v, call)
@@ -82,7 +84,7 @@ class _ParallelSpanAttention(torch.autograd.Function):
         blocks = choose_in_parallel(q, block_head, k, v, call.group, call.layout, call.plans, call.options)
         fetch = fetch_blocks(blocks, k, v, call.group, call.plans)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        out = torch.zeros(q.shape, dtype=dtype, device=q.device)
+        out = torch.zeros(*q.shape[:3], v.shape[3], dtype=dtype, device=q.device)
         normaliser = torch.zeros(q.shape[:3], dtype=dtype, device=q.device)
         own, retrieved = _parts(q, call, fetch)
         scale = call.options.scale_for(q.shape[3])
@@ -120,8 +122,8 @@ class _ParallelSpanAttention(torch.autograd.Function):
 def _with_head(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys and values of head and shard, the shard's queries behind zeros, and the first block's own head.
 
-    k, v: [B, G, head + n, D]; q: [B, H, head + n, D]; last: the neighbour's queries [B, H, block_head, D], or
-    none of them for summaries that are made of keys alone.
+    k: [B, G, head + n, D]; v: [B, G, head + n, Dv]; q: [B, H, head + n, D]; last: the neighbour's queries
+    [B, H, block_head, D], or none of them for summaries that are made of keys alone.
     """
     plan, group = call.plan, call.group
     following = call.plans[group.rank + 1] if group.rank + 1 < group.size else None

@@ -57,13 +57,32 @@ def refuse_without_shards(decoder: nn.Module) -> None:
             f"cannot hand it to the next rank (context_parallel): {', '.join(staying)}"
         )
     # Only what `attach` registers takes a shard; transformers' own functions see the rank's tokens alone.
-    name = getattr(decoder.config, "_attn_implementation", None)
-    attention = ALL_ATTENTION_FUNCTIONS.get(name)
-    if attention is None or "shard" not in inspect.signature(attention).parameters:
+    name = _attention_of(decoder)
+    if not _takes_shards(name):
         raise ValueError(
             f"the attention of {type(decoder).__name__} ({name!r}) sees its own rank's tokens only "
             "(context_parallel): attach one that sees beyond, FullConfig() for full attention"
         )
+    left = [
+        layer
+        for layer, module in decoder.named_modules()
+        if (own := _attention_of(module, name)) != name and not _takes_shards(own)
+    ]
+    if left:
+        raise ValueError(
+            f"{type(decoder).__name__} has {len(left)} layers that keep an attention of their own, which "
+            f"sees its own rank's tokens only (context_parallel): {', '.join(left)}"
+        )
+
+
+def _attention_of(module: nn.Module, default: str | None = None) -> str | None:
+    """The implementation of attention that a module's configuration names, if it has one."""
+    return getattr(getattr(module, "config", None), "_attn_implementation", default)
+
+
+def _takes_shards(implementation: str | None) -> bool:
+    attention = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    return attention is not None and "shard" in inspect.signature(attention).parameters
 
 
 def _untold_layers(decoder: nn.Module, argument: str) -> list[str]:

@@ -29,7 +29,8 @@ class Request:
 
     Attributes:
         device: its type, such as "cuda".
-        head_dim: D.
+        head_dim: D, of queries and keys.
+        value_dim: Dv; None for D.
         block_size: S.
         grouped: fewer key/value heads than query heads.
         packed: several documents in the row.
@@ -40,6 +41,7 @@ class Request:
     device: str
     dtype: torch.dtype
     head_dim: int
+    value_dim: int | None = None
     block_size: int = 32
     grouped: bool = False
     packed: bool = False
@@ -59,6 +61,7 @@ class Backend:
         dtypes: of q, k and v.
         largest_head_dim: None for any.
         head_dim_multiple: what D must be a multiple of.
+        unequal_widths: whether values may be narrower or wider than queries and keys.
         largest_block_size: None for any.
         grouped: whether key/value heads may be fewer than query heads.
         packed: whether a row may hold several documents.
@@ -76,6 +79,7 @@ class Backend:
     dtypes: frozenset[torch.dtype] = _FLOATS
     largest_head_dim: int | None = None
     head_dim_multiple: int = 1
+    unequal_widths: bool = True
     largest_block_size: int | None = None
     grouped: bool = True
     packed: bool = True
@@ -101,6 +105,8 @@ class Backend:
             return f"takes head dimensions up to {self.largest_head_dim}, not {request.head_dim}"
         if request.head_dim % self.head_dim_multiple:
             return f"takes head dimensions that {self.head_dim_multiple} divides, not {request.head_dim}"
+        if request.value_dim not in (None, request.head_dim) and not self.unequal_widths:
+            return f"takes values as wide as queries, not {request.value_dim} beside {request.head_dim}"
         if self.largest_block_size is not None and request.block_size > self.largest_block_size:
             return f"takes memory blocks of up to {self.largest_block_size} tokens, not {request.block_size}"
         if request.grouped and not self.grouped:
@@ -126,6 +132,7 @@ BACKENDS: dict[str, Backend] = {
             interpreted_devices=frozenset({"cpu"}),
             dtypes=_HALVES | {torch.float32},
             largest_head_dim=256,
+            unequal_widths=False,
             largest_block_size=128,
             package="triton",
             installed=has_triton,
@@ -138,6 +145,7 @@ BACKENDS: dict[str, Backend] = {
             dtypes=_HALVES,
             largest_head_dim=256,
             head_dim_multiple=8,
+            unequal_widths=False,
             package="flash-attn (or torch 2.13 and a GPU of compute capability 8.0)",
             installed=has_varlen_attention,
             kernel=varlen_name,

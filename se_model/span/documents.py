@@ -13,17 +13,18 @@ from torch import Tensor
 def check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Refuse what no attention here can serve.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D] of the same dtype and device; G divides H; L is at least 1.
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], of the same dtype and device; G divides H; L is at
+    least 1.
 
     Raises:
         ValueError: naming the shapes, dtypes or devices that do not fit together.
     """
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape:
-        raise ValueError(f"attention takes q [B, H, L, D] and k, v [B, G, L, D]; got {shapes}")
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"attention takes q [B, H, L, D], k [B, G, L, D] and v [B, G, L, Dv]; got {shapes}")
     batch, heads, length, width = q.shape
     if (k.shape[0], k.shape[3]) != (batch, width):
-        raise ValueError(f"q, k and v must agree in batch size and head dimension; got {shapes}")
+        raise ValueError(f"q and k must agree in batch size and head dimension; got {shapes}")
     if k.shape[2] != length:
         raise ValueError(f"q and k must be equally long (no decoding over a cache here); got {shapes}")
     if length == 0:

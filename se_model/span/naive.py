@@ -27,8 +27,8 @@ def attend(
 ) -> Tensor:
     """Keys of chunk i = [K^m of the chosen blocks ; K_i], values likewise (paper, section 3.2, step 4).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], -1 for none; ``counts`` says how
-    many are not. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]; blocks: int64 [B, G, choices, K], -1 for none;
+    ``counts`` says how many are not. Returns [B, H, L, Dv].
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     scale = options.scale_for(q.shape[3])
@@ -38,7 +38,7 @@ def attend(
         g = h // group
         queries, keys, values = (x.to(dtype) for x in (q[b, h], k[b, g], v[b, g]))
         outputs.append(_attend_head(queries, keys, values, blocks[b, g].tolist(), layout, scale))
-    return torch.stack(outputs).reshape(q.shape).to(q.dtype)
+    return torch.stack(outputs).reshape(*q.shape[:3], v.shape[3]).to(q.dtype)
 
 
 def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
@@ -62,7 +62,7 @@ def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Span
 def _attend_head(
     q: Tensor, k: Tensor, v: Tensor, blocks: list[list[int]], layout: Layout, scale: float
 ) -> Tensor:
-    """q, k, v: [L, D] of one head; blocks: the ids that each choice retrieves. Returns [L, D]."""
+    """q, k: [L, D], v: [L, Dv] of one head; blocks: the ids that each choice retrieves. Returns [L, Dv]."""
     starts = _block_starts(layout)
     outputs = []
     for choice, (chunk, first, last) in enumerate(_choices(layout)):

@@ -41,7 +41,7 @@ def se_attention(
     Args:
         q: [B, H, L, D], any L.
         k: [B, G, L, D]; G divides H. Query heads of a group share one choice of blocks.
-        v: [B, G, L, D].
+        v: [B, G, L, Dv]; Dv may differ from D where blocks are not chosen by the summary "attention".
         chunk_size: M, tokens per chunk; a multiple of ``block_size``.
         block_size: S, tokens per memory block.
         top_k: blocks to retrieve; where there are fewer, all of them. 0 is attention inside each chunk.
@@ -59,7 +59,7 @@ def se_attention(
         blocks: a choice to use instead of making one: int64 [B, G, T, K] as ``select_blocks`` returns it.
 
     Returns:
-        [B, H, L, D] in q's dtype.
+        [B, H, L, Dv] in q's dtype.
 
     Raises:
         ValueError: on shapes, options, ``cu_seqlens`` or ``blocks`` that do not fit together, and on a
@@ -71,6 +71,7 @@ def se_attention(
     layout = _cut(q, k, v, options, cu_seqlens)
     chosen_backend = resolve(backend, _request(q, k, v, layout, options))
     if blocks is None:
+        options.check_widths(q.shape[3], v.shape[3])
         counts = layout.counts(top_k)
         blocks = chosen_backend.choose_blocks(q, k, v, layout, options)
     else:
@@ -114,6 +115,7 @@ def select_blocks(
         chunk_size, block_size, top_k, summary, selection, refresh, scale, relevancy, as_sample(queries)
     )
     layout = _cut(q, k, v, options, cu_seqlens)
+    options.check_widths(q.shape[3], v.shape[3])
     blocks = resolve(backend, _request(q, k, v, layout, options)).choose_blocks(q, k, v, layout, options)
     note_selection(blocks, layout, top_k)
     return F.pad(blocks, (0, top_k - blocks.shape[-1]), value=-1)
@@ -167,6 +169,7 @@ def _request(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptio
         device=q.device.type,
         dtype=q.dtype,
         head_dim=q.shape[3],
+        value_dim=v.shape[3],
         block_size=options.block_size,
         grouped=q.shape[1] != k.shape[1],
         packed=len(layout.bounds) > 2,

@@ -83,6 +83,18 @@ class SpanOptions:
             return self.chunk_size
         return self.block_size if self.refresh is None else self.refresh
 
+    def check_widths(self, head_dim: int, value_dim: int) -> None:
+        """Checks that blocks can be compared with queries of D dimensions where values have Dv.
+
+        Raises:
+            ValueError: for the summary "attention", which is made of values, if they are not as wide.
+        """
+        if self.summary == "attention" and self.top_k and head_dim != value_dim:
+            raise ValueError(
+                f'summary="attention" has the {value_dim} dimensions of values, and cannot be compared with '
+                f'queries of {head_dim}: use a summary of keys, "mean_key" or "representative_keys"'
+            )
+
     def scale_for(self, head_dim: int) -> float:
         """The scale of the logits in heads of dimension D, ``head_dim``: D ** -0.5 unless one was given."""
         return head_dim**-0.5 if self.scale is None else self.scale

@@ -25,7 +25,7 @@ def attend(
     layout: Layout,
     options: SpanOptions,
 ) -> Tensor:
-    """An output without values. q: [B, H, L, D]; k, v: [B, G, L, D]. Returns [B, H, L, D]."""
+    """An output without values. q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]. Returns [B, H, L, Dv]."""
     out: Tensor = _Outline.apply(q, k, v, blocks)
     return out
 
@@ -45,7 +45,7 @@ def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Span
 class _Outline(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
-        out = torch.empty_like(q)
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
         normaliser = torch.empty(
             q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device
         )

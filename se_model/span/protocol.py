@@ -21,7 +21,7 @@ class Attention(Protocol):
         scale: float | None = None,
         cu_seqlens: Documents | None = None,
     ) -> Tensor:
-        """q: [B, H, L, D]; k, v: [B, G, L, D], where G divides H. Returns [B, H, L, D].
+        """q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], G divides H. Returns [B, H, L, Dv].
 
         ``scale`` defaults to D ** -0.5. ``cu_seqlens`` (int32 or int64 [N + 1], with B = 1) gives the bounds
         of the documents in a packed row, which never attend to each other.

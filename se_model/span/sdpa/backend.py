@@ -20,8 +20,8 @@ def attend(
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
-    ``counts[i]``. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]; blocks: int64 [B, G, choices, K], of which choice i
+    uses the first ``counts[i]``. Returns [B, H, L, Dv].
     """
     if q.device.type == "cpu":
         way = merged_parts.attend

@@ -14,6 +14,7 @@ from torch import Tensor
 from se_model.span.layout import Layout
 from se_model.span.options import SpanOptions
 from se_model.span.sdpa.retrieval import retrieve, unbatch_pieces
+from se_model.span.widths import dense_attention
 
 
 def attend(
@@ -27,10 +28,10 @@ def attend(
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choice names (paper, section 3.2).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, T, K], of which choice i uses the first
-    ``counts[i]``; one choice for each chunk. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]; blocks: int64 [B, G, T, K], of which choice i uses
+    the first ``counts[i]``; one choice for each chunk. Returns [B, H, L, Dv].
     """
-    grouped, scale = q.shape[1] != k.shape[1], options.scale_for(q.shape[3])
+    scale = options.scale_for(q.shape[3])
     runs = list(layout.choice_runs(counts))
     # One split, whose backward is a single concatenation; a slice's backward fills a whole row's gradient.
     lengths = [run.pieces * run.length for run in runs]
@@ -44,8 +45,6 @@ def attend(
             queries = F.pad(queries, (0, 0, span, 0))
             keys = torch.cat([retrieve(k, blocks, run, layout.block_size), keys], dim=2)
             values = torch.cat([retrieve(v, blocks, run, layout.block_size), values], dim=2)
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
-        )
+        out = dense_attention(queries, keys, values, is_causal=True, scale=scale)
         outputs.append(unbatch_pieces(out[:, :, span:], run).flatten(2, 3))
     return torch.cat(outputs, dim=2)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from se_model.span.layout import Layout, Run
 from se_model.span.options import SpanOptions
 from se_model.span.sdpa.retrieval import gather_blocks, view_blocks
+from se_model.span.widths import dense_attention
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def attend(
 ) -> Tensor:
     """Each group's attention over its chunk, up to itself, and the blocks that its choice names.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
-    ``counts[i]``. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]; blocks: int64 [B, G, choices, K], of which choice i
+    uses the first ``counts[i]``. Returns [B, H, L, Dv].
     """
     outputs = []
     for run in layout.chunk_runs():
-        # The first groups of all chunks of the run, then the second ones: [B, H, chunks, group, D] each.
+        # The first groups of all chunks of the run, then the second ones: [B, H, chunks, group, Dv] each.
         groups_in_order = [
             torch.cat(
                 [_attend(q, k, v, blocks, groups, options) for groups in _alike(run, start, counts, layout)],
@@ -82,7 +82,7 @@ def _alike(run: Run, start: int, counts: tuple[int, ...], layout: Layout) -> Ite
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, groups: _Groups, options: SpanOptions) -> Tensor:
-    """Returns [B, H, chunks, group, D]."""
+    """Returns [B, H, chunks, group, Dv]."""
     run, start, end = groups.run, groups.start, groups.end
     queries, *own = (
         x[:, :, run.tokens].unflatten(2, (run.pieces, run.length))[:, :, groups.chunks, :end].transpose(1, 2)
@@ -94,12 +94,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, groups: _Groups, op
     )
     keys, values = (torch.cat(both, dim=3).flatten(0, 1) for both in zip(spans, own, strict=True))
     positions = torch.arange(-groups.retrieved * options.block_size, end, device=q.device)
-    out = F.scaled_dot_product_attention(
+    out = dense_attention(
         queries[:, :, :, start:].flatten(0, 1),
         keys,
         values,
         attn_mask=positions <= torch.arange(start, end, device=q.device)[:, None],
         scale=options.scale_for(q.shape[3]),
-        enable_gqa=q.shape[1] != k.shape[1],
     )
     return out.unflatten(0, (q.shape[0], -1)).transpose(1, 2)

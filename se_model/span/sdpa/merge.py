@@ -23,7 +23,7 @@ def merge_part(
     normaliser: Tensor,
     scale: float,
 ) -> None:
-    """Merges a part's attention into ``out`` [B, H, L, D] and ``normaliser`` [B, H, L].
+    """Merges a part's attention into ``out`` [B, H, L, Dv] and ``normaliser`` [B, H, L].
 
     A causal part is the first for its queries, and overwrites what they held.
     """
@@ -52,7 +52,7 @@ def add_part_gradients(
     scale: float,
     totals: tuple[Tensor, ...],
 ) -> None:
-    """Adds a part's gradients to ``totals``, those of q, k and v: [B, H, L, D], [B, G, L, D] twice.
+    """Adds a part's gradients to ``totals``, those of q, k and v: [B, H, L, D], [B, G, L, D], [B, G, L, Dv].
 
     ``out`` and ``normaliser`` are those of all parts together.
     """

@@ -30,8 +30,8 @@ def attend(
 ) -> Tensor:
     """Each chunk's attention over itself and the blocks its choices name (paper, section 3.2).
 
-    q: [B, H, L, D]; k, v: [B, G, L, D]; blocks: int64 [B, G, choices, K], of which choice i uses the first
-    ``counts[i]``; all on a CPU. Returns [B, H, L, D].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv]; blocks: int64 [B, G, choices, K], of which choice i
+    uses the first ``counts[i]``; all on a CPU. Returns [B, H, L, Dv].
     """
     out: Tensor = _MergedAttention.apply(q, k, v, blocks, counts, layout, options)
     return out
@@ -53,7 +53,7 @@ class _MergedAttention(torch.autograd.Function):
         q, k, v = (with_dense_rows(x) for x in (q, k, v))
         scale = options.scale_for(q.shape[3])
         dtype = torch.promote_types(q.dtype, torch.float32)
-        out = _new_row(q, dtype)
+        out = _new_row(q, dtype, v.shape[3])
         normaliser = torch.empty(q.shape[:3], dtype=dtype)
         for part in cut_into_parts(q, layout, counts):
             merge_part(part, q, k, v, blocks, out, normaliser, scale)
@@ -67,12 +67,12 @@ class _MergedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, blocks, out, normaliser = ctx.saved_tensors
         # A key's gradient is a sum over all parts that see it: kept wide until the last.
-        for_q, for_k, for_v = grads = tuple(_new_row(x, normaliser.dtype) for x in (q, k, v))
+        for_q, for_k, for_v = grads = tuple(_new_row(x, normaliser.dtype, x.shape[3]) for x in (q, k, v))
         for part in cut_into_parts(q, ctx.layout, ctx.counts):
             add_part_gradients(part, grad, q, k, v, blocks, out, normaliser, ctx.scale, grads)
         return for_q.to(q.dtype), for_k.to(k.dtype), for_v.to(v.dtype), None, None, None, None
 
 
-def _new_row(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unwritten, in the shape of x [B, H, L, D], laid out [B, L, H, D] as what the kernels return."""
-    return torch.empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
+def _new_row(x: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+    """Unwritten, [B, H, L, width] for x [B, H, L, any], laid out [B, L, H, width] as kernels return it."""
+    return torch.empty(*x.transpose(1, 2).shape[:3], width, dtype=dtype).transpose(1, 2)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from se_model.span.widths import equally_wide
+
 _cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _cuda = torch.ops.aten._scaled_dot_product_flash_attention
@@ -18,10 +20,13 @@ _cuda_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
 
 
 def attend_part(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Output [N, H, m, D] and normaliser [N, H, m], the latter in float32 or wider.
+    """Output [N, H, m, Dv] and normaliser [N, H, m], the latter in float32 or wider.
 
-    q: [N, H, m, D]; k, v: [N, G, keys, D]; with ``causal`` as many keys as queries.
+    q: [N, H, m, D]; k: [N, G, keys, D]; v: [N, G, keys, Dv]; with ``causal`` as many keys as queries.
     """
+    if q.shape[-1] != v.shape[-1]:
+        out, normaliser = attend_part(*equally_wide(q, k, v), causal=causal, scale=scale)
+        return out[..., : v.shape[-1]], normaliser
     if q.device.type == "cpu":
         out, normaliser = _cpu(q, k, v, 0.0, causal, scale=scale)
         return out, normaliser
@@ -37,8 +42,15 @@ def part_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """A part's gradients of q, k and v; ``out`` and ``normaliser`` are those of all parts together.
 
-    grad, q, out: [N, H, m, D]; k, v: [N, G, keys, D]; normaliser: [N, H, m].
+    q: [N, H, m, D]; grad, out: [N, H, m, Dv]; k: [N, G, keys, D]; v: [N, G, keys, Dv]; normaliser: [N, H, m].
     """
+    if q.shape[-1] != v.shape[-1]:
+        upstream, queries, keys, values, whole = equally_wide(grad, q, k, v, out)
+        gradients = part_gradients(
+            upstream, queries, keys, values, whole, normaliser, causal=causal, scale=scale
+        )
+        for_q, for_k, for_v = (x[..., : of.shape[-1]] for x, of in zip(gradients, (q, k, v), strict=True))
+        return for_q, for_k, for_v
     if q.device.type == "cpu":
         for_q, for_k, for_v = _cpu_backward(grad, q, k, v, out, normaliser, 0.0, causal, scale=scale)
         return for_q, for_k, for_v

@@ -22,7 +22,8 @@ from se_model.span.selection.summaries import sum_queries, summarise
 def choose_blocks(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: SpanOptions) -> Tensor:
     """The ids of the blocks that each choice retrieves, ascending, then -1 where there is none.
 
-    q: [B, H, L, D]; k, v: [B, G, L, D] -> int64 [B, G, choices, min(top_k, most_candidates)].
+    q: [B, H, L, D]; k: [B, G, L, D]; v: [B, G, L, Dv], which the summary "attention" alone looks at ->
+    int64 [B, G, choices, min(top_k, most_candidates)].
     """
     with torch.autocast(q.device.type, enabled=False):
         return _choose(q, k, v, layout, options)

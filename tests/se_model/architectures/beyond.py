@@ -18,18 +18,27 @@ _LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
-# By architecture: what its layers ask for, and the configuration that makes them ask.
+_WINDOWS = {
+    "sliding_window": 4,
+    "head_dim": 8,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+
+# By architecture, variants after a hyphen: what its layers ask for, and what makes them ask.
 BEYOND: dict[str, tuple[str, dict[str, object]]] = {
-    "mistral": ("`sliding_window` set", {"sliding_window": 4}),
+    "gemma2": ("sliding windows, soft caps", _WINDOWS),
+    "gemma2-uncapped": ("sliding windows", {**_WINDOWS, "attn_logit_softcapping": None}),
+    "gemma3_text": ("sliding windows", _WINDOWS),
+    "cohere2": ("sliding windows", _WINDOWS),
+    "exaone4": ("sliding windows", _WINDOWS),
     "qwen3": (
-        "`use_sliding_window`",
+        "`use_sliding_window` above layer 0",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "head_dim": 8},
     ),
-    "gemma2": ("sliding windows, soft caps", {"sliding_window": 4, "head_dim": 8}),
-    "gemma3_text": (
-        "sliding windows",
-        {"sliding_window": 4, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    ),
+    "gpt_oss": ("sliding windows, attention sinks", {**_WINDOWS, **_EXPERTS}),
+    "mistral": ("`sliding_window` set", {"sliding_window": 4}),
     "recurrent_gemma": (
         "sliding windows",
         {"attention_window_size": 4, "block_types": ["recurrent", "attention"], "lru_width": 32},
@@ -37,17 +46,18 @@ BEYOND: dict[str, tuple[str, dict[str, object]]] = {
     "kimi_linear": ("latent attention", {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4}),
     "bailing_hybrid": ("latent attention", {**_LATENT, "head_dim": 8, "first_k_dense_replace": 1}),
 }
-WINDOWS = {
-    "mistral": "sliding_window",
-    "qwen3": "sliding_window",
-    "gemma2": "sliding_window",
-    "gemma3_text": "sliding_window",
-    "recurrent_gemma": "attention_window_size",
-}
+# Some of whose layers have a window, and the others ask for nothing.
+SOME_WINDOWS = ["gemma2-uncapped", "gemma3_text", "cohere2", "exaone4", "qwen3"]
+# All of whose layers have one, by the key that says how wide.
+ALL_WINDOWS = {"mistral": "sliding_window", "recurrent_gemma": "attention_window_size"}
+LATENT = ["kimi_linear", "bailing_hybrid"]
 
 
-def beyond_causal(name: str, **changes: object) -> PreTrainedModel:
-    """The model `name` of `BEYOND`, with `changes` to its configuration; the same weights at every call."""
-    config = AutoConfig.for_model(name, **{**SIZES, **BEYOND[name][1], **changes})
+def beyond_causal(name: str, implementation: str = "eager", **changes: object) -> PreTrainedModel:
+    """The model `name` of `BEYOND`, with `changes` to its configuration; the same weights at every call.
+
+    implementation: of its attention, in transformers.
+    """
+    config = AutoConfig.for_model(name.partition("-")[0], **{**SIZES, **BEYOND[name][1], **changes})
     torch.manual_seed(11)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from se_model.attach import attach, attention_layers, check_parallel
+from se_model.attach import attach, attention_layers, check_parallel, left_layers
 from se_model.hylora import apply_hylora, coverage
 from se_model.hylora.kinds import TRAINED_IN_FULL, Kind, parts
 from se_model.recurrence.decoders import recurrent_layers
@@ -45,14 +45,14 @@ def with_tables(readme: str) -> str:
 
 
 def tables() -> str:
-    """Three tables in Markdown: attaching, what is refused of layers that ask for more, HyLoRA."""
+    """Three tables in Markdown: attaching, layers that ask for more than causality, HyLoRA."""
     attaching = _table(
         ["model", "attention layers", "packed documents", "padding", "masks over pairs", "context parallel"],
         [_attaching(name) for name in ARCHITECTURES],
     )
     beyond = _table(
-        ["model", "its layers ask for", "refused: the first answer"],
-        [[_code(name), asks_for, _refusal(name)] for name, (asks_for, _) in BEYOND.items()],
+        ["model", "its layers ask for", "taken", "left as they are", "refused"],
+        [[_code(name.partition("-")[0]), asks_for, *_beyond(name)] for name, (asks_for, _) in BEYOND.items()],
     )
     hylora = _table(
         [
@@ -70,7 +70,7 @@ def tables() -> str:
         (
             "What `attach` finds, and what an attached model takes:",
             attaching,
-            "What is refused of layers that ask for more than causality:",
+            "What `attach` does with layers that ask for more than causality, in tiny models:",
             beyond,
             "What HyLoRA trains, by name within a layer:",
             hylora,
@@ -161,10 +161,26 @@ def _share_weights(model: PreTrainedModel) -> bool:
     return len(set(weights)) < len(weights)
 
 
-def _refusal(name: str) -> str:
-    answer = calling(attach(beyond_causal(name), SPAN))
-    assert answer != RIGHT
-    return answer
+def _beyond(name: str) -> list[str]:
+    """Which layers are taken, which are left, or why all are refused."""
+    model = beyond_causal(name)
+    try:
+        attach(model, SPAN)
+    except ValueError as refusal:
+        return ["", "", str(refusal)]
+    answer = calling(model)
+    assert answer == RIGHT, answer
+    left = left_layers(model)
+    reasons = {
+        reason: [layer.removeprefix(f"{model.base_model_prefix}.") for layer in left if left[layer] == reason]
+        for reason in left.values()
+    }
+    taken = [layer for layer, _ in attention_layers(model) if layer not in left]
+    return [
+        ", ".join(_code(layer.removeprefix(f"{model.base_model_prefix}.")) for layer in taken),
+        "; ".join(f"{', '.join(map(_code, layers))}: {reason}" for reason, layers in reasons.items()),
+        "",
+    ]
 
 
 def _names(model: PreTrainedModel, names: Iterable[str], *, within_layer: bool = True) -> str:

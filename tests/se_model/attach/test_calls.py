@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from se_model.attach import attach, get_step
-from se_model.attach.marks import MARK, Attachment, RunningCall
+from se_model.attach.marks import MARK, Attachment, RunningCall, running
 from se_model.baselines import FullConfig
 from se_model.span import SpanConfig
 from se_model.span.cases import AskedDocument, Cases, Needle, Question
@@ -66,6 +66,7 @@ def test_a_call_that_fails_is_forgotten() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         model(TOKENS, cu_seqlens=torch.tensor([0, 5, 12]))
     assert attachment_of(model).call is None
+    assert running.get() is None
     handle.remove()
     model(TOKENS)
 

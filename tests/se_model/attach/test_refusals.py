@@ -60,17 +60,22 @@ def test_attention_dropout_is_refused() -> None:
     refused(attach(model, SPAN), "attention dropout 0.1")
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (MistralConfig(**SIZES, sliding_window=LENGTH - 1), "narrower or wider than causal"),
-        (MistralConfig(**SIZES, sliding_window=LENGTH), f"sliding_window={LENGTH}"),
-        (Gemma2Config(**SIZES, head_dim=8, layer_types=["full_attention"] * 2), "softcap=50.0"),
-    ],
-)
-def test_what_a_layer_asks_beyond_causality_is_refused(config: object, message: str) -> None:
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    refused(attach(model, SPAN), message)
+def test_a_soft_cap_that_comes_after_attaching_is_refused() -> None:
+    config = Gemma2Config(
+        **SIZES, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=None
+    )
+    model = attach(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval(), SPAN)
+    # The mask that Gemma 2 makes for layers with a window is read by none.
+    model(input_ids=TOKENS, use_cache=False)
+    model.model.layers[1].self_attn.attn_logit_softcapping = 50.0
+    refused(model, "Gemma2Attention asks for softcap=50.0")
+
+
+@pytest.mark.parametrize("window", [LENGTH - 1, LENGTH])
+def test_a_window_that_comes_after_attaching_is_refused(window: int) -> None:
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SIZES, sliding_window=None)).eval()
+    attach(model, SPAN).config.sliding_window = window
+    refused(model, f"MistralAttention asks for sliding_window={window}")
 
 
 def test_a_static_cache_is_refused() -> None:

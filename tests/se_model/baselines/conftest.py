@@ -13,13 +13,15 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 @pytest.fixture
 def draw() -> Callable[..., Inputs]:
-    def make(length: int, *, batch: int = 1, heads: int = 4, groups: int = 2, seed: int = 0) -> Inputs:
+    def make(
+        length: int, *, batch: int = 1, heads: int = 4, groups: int = 2, values: int = 8, seed: int = 0
+    ) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
         q, k, v = (
-            torch.randn(batch, length, count, 8, generator=generator, dtype=torch.float64)
+            torch.randn(batch, length, count, width, generator=generator, dtype=torch.float64)
             .transpose(1, 2)
             .requires_grad_()
-            for count in (heads, groups, groups)
+            for count, width in ((heads, 8), (groups, 8), (groups, values))
         )
         return q, k, v
 

@@ -13,9 +13,10 @@ from se_model.span.layout import cut
 from tests.tolerances import F64, within
 
 
-def test_no_memory_is_attention_inside_chunks(draw, assert_attends, document_of):
+@pytest.mark.parametrize("values", [8, 5, 13])
+def test_no_memory_is_attention_inside_chunks(draw, assert_attends, document_of, values):
     bounds = (0, 5, 40)
-    inputs = draw(40)
+    inputs = draw(40, values=values)
     attention = NoMemoryConfig(chunk_sizes=7).bind(layer=0, step=0)
 
     def sees(head, t, s):
@@ -69,8 +70,9 @@ def test_random_blocks_differ_by_head_layer_step_and_seed_and_repeat_otherwise(d
     assert not torch.equal(blocks[:, 0], blocks[:, 1])
 
 
-def test_all_past_blocks_at_random_are_full_attention(draw):
-    inputs = draw(45)
+@pytest.mark.parametrize("values", [8, 5, 13])
+def test_all_past_blocks_at_random_are_full_attention(draw, values):
+    inputs = draw(45, values=values)
     cu_seqlens = torch.tensor([0, 30, 45])
     attention = RandomConfig(chunk_sizes=8, block_size=4, top_k=99).bind(layer=0, step=0)
     torch.testing.assert_close(

@@ -23,11 +23,14 @@ def sees_in_groups(bounds, group_size, heads, document_of):
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 2), (0, 5), (0, 32), (0, 37), (0, 3, 30, 31, 60)], ids=str)
 @pytest.mark.parametrize("group_size", [None, 1, 6, 100])
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1), (6, 3), (3, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "values"),
+    [(4, 4, 8), (4, 2, 5), (4, 2, 8), (4, 1, 13), (4, 1, 8), (6, 3, 8), (3, 3, 5), (3, 3, 8), (3, 1, 8)],
+)
 def test_heads_attend_inside_their_groups(
-    draw, assert_attends, document_of, bounds, group_size, heads, groups
+    draw, assert_attends, document_of, bounds, group_size, heads, groups, values
 ):
-    inputs = draw(bounds[-1], heads=heads, groups=groups)
+    inputs = draw(bounds[-1], heads=heads, groups=groups, values=values)
     output = s2_attention(*inputs, group_size=group_size, cu_seqlens=torch.tensor(bounds))
     assert_attends(output, inputs, sees_in_groups(bounds, group_size, heads, document_of))
 

@@ -18,9 +18,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("window", "bounds"), CASES, ids=str)
-@pytest.mark.parametrize("groups", [1, 4])
-def test_each_token_sees_the_window(draw, assert_attends, document_of, window, bounds, groups):
-    inputs = draw(bounds[-1], groups=groups)
+@pytest.mark.parametrize(("groups", "values"), [(1, 8), (4, 8), (4, 5), (1, 13)])
+def test_each_token_sees_the_window(draw, assert_attends, document_of, window, bounds, groups, values):
+    inputs = draw(bounds[-1], groups=groups, values=values)
     output = sliding_window_attention(*inputs, window=window, cu_seqlens=torch.tensor(bounds))
     assert_attends(output, inputs, lambda head, t, s: max(document_of(bounds, t), t - window + 1) <= s <= t)
 

@@ -11,12 +11,12 @@ from tests.tolerances import BY_DTYPE, within
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("before", [0, 1, 9, 22])
-def test_the_last_queries_of_full_attention(before: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("before", "values"), [(0, 4), (1, 4), (9, 4), (22, 4), (0, 3), (9, 3), (9, 7)])
+def test_the_last_queries_of_full_attention(before: int, values: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v, upstream = (
-        torch.randn(2, heads, 23, 4, dtype=torch.float64, generator=generator).to(dtype)
-        for heads in (4, 2, 2, 4)
+        torch.randn(2, heads, 23, width, dtype=torch.float64, generator=generator).to(dtype)
+        for heads, width in ((4, 4), (2, 4), (2, values), (4, values))
     )
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]

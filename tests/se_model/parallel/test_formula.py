@@ -57,6 +57,19 @@ def test_keys_and_their_bounds_travel_as_keys_do_and_queries_that_judge_only_fro
     assert straddling.forward == judged.forward + 255 * TOKEN + 255 * query
 
 
+def test_values_of_another_width_count_by_their_own() -> None:
+    wide, token = Heads(query=8, key_value=2, size=64, value_size=32), 2 * (64 + 32) * 2
+    moved = 3 * 1024 * token
+    assert full_attention(SHARE, wide) == Volume(moved, moved)
+    assert window_attention(SHARE, wide, 101) == Volume(100 * token, 100 * token)
+    numbers = 1024 * (8 * 64 + 2 * 64 + 2 * 32 + 8 * 32) * 2
+    assert ulysses_attention(SHARE, wide).forward == numbers * 3 // 4
+    by_key, equal = (span_attention(SHARE, heads, **SPAN, summary="mean_key") for heads in (wide, HEADS))
+    blocks = 4 * 2 * 32  # tokens of four chunks' blocks, two each
+    assert equal.forward - by_key.forward == blocks * (TOKEN - token)
+    assert by_key.backward == 2 * blocks * token
+
+
 def test_no_block_arrives_twice() -> None:
     many = span_attention(SHARE, HEADS, **SPAN | {"top_k": 10_000})
     assert many.backward == 2 * full_attention(SHARE, HEADS).forward == 2 * 3 * 1024 * TOKEN

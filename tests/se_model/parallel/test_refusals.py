@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from se_model import attach
 from se_model.attach import check_parallel
@@ -79,6 +80,10 @@ def refusals(rank: int, ranks: int) -> list[str]:
         lambda: causal_lm_loss(unknown, row, cu_seqlens=cu_seqlens, shard=shard),
         lambda: unknown(own, shard=shard),
         lambda: bamba(own, shard=shard, use_cache=True),
+        lambda: llama(own, shard=shard, use_cache=True),
+        lambda: llama(own, shard=shard, past_key_values=DynamicCache(), use_cache=False),
+        lambda: llama.generate(own, shard=shard, max_new_tokens=1),
+        lambda: hybrid.generate(own, shard=shard, max_new_tokens=1),
         lambda: bamba(own, shard=shard, attention_mask=mask, use_cache=False),
         lambda: deaf["0.mamba"](own, shard=shard, use_cache=False),
         lambda: deaf["1.self_attn"](own, shard=shard, use_cache=False),
@@ -110,7 +115,11 @@ def test_calls_that_would_be_computed_wrongly_are_refused_on_every_rank() -> Non
         "attention 's2' cannot run",
         "MiniMaxModel carries state from token to token in 1 modules",
         "MiniMaxModel carries state from token to token in 1 modules",
-        "AttachedBambaMixer is given a shard: its row has no padding, and it keeps no cache",
+        "BambaModel is given a cache beside a shard: new tokens are not decoded over several ranks",
+        "LlamaModel is given a cache beside a shard: new tokens are not decoded over several ranks",
+        "Pass use_cache=False and no past_key_values, and generate on one rank",
+        "not used by the model: ['shard']",  # transformers' own words
+        "has neither padding nor a cache",
         "AttachedBambaMixer is given a shard: its row has no padding, and it keeps no cache",
         "AttachedBambaMixer is not told that its tokens are a part of a row",
         "BambaAttention is not told that its tokens are a part of a row",
@@ -120,3 +129,14 @@ def test_calls_that_would_be_computed_wrongly_are_refused_on_every_rank() -> Non
     for messages in run_distributed(refusals, 2):
         for message, words in zip(messages, expected, strict=True):
             assert words in message
+
+
+def caches(rank: int, ranks: int) -> list[bool]:
+    shard = SequenceShard.of(ContextParallelGroup(), 16)
+    own = torch.arange(8)[None] + 3
+    models = (attach(tiny_model(name), FullConfig()) for name in ("llama", "bamba"))
+    return [model(own, shard=shard).past_key_values is None for model in models]
+
+
+def test_a_call_with_a_shard_keeps_no_cache_that_only_its_rank_could_go_on_from() -> None:
+    assert run_distributed(caches, 2) == [[True, True]] * 2

@@ -6,6 +6,8 @@ from itertools import product
 import pytest
 import torch
 
+from se_model.baselines import FullConfig, NoMemoryConfig, SlidingWindowConfig
+from se_model.parallel.attention import parallel_attention
 from se_model.parallel.group import ContextParallelGroup
 from se_model.parallel.select import agree_on_shared
 from se_model.parallel.shard import SequenceShard
@@ -27,19 +29,19 @@ def rows(ranks):
     return [(0, *(bound for bound in bounds if bound < length), length) for bounds in inner]
 
 
-def draw(length, heads, groups, dtype, batch=1):
+def draw(length, heads, groups, dtype, batch=1, values=8):
     generator = torch.Generator().manual_seed(length + heads)
     return [
-        torch.randn(batch, length, count, 8, generator=generator, dtype=torch.float64)
+        torch.randn(batch, length, count, width, generator=generator, dtype=torch.float64)
         .to(dtype)
         .transpose(1, 2)
-        for count in (heads, groups, groups, heads)
+        for count, width in ((heads, 8), (groups, 8), (groups, values), (heads, values))
     ]
 
 
-def agree(rank, ranks, config, bounds, groups, dtype, batch):
+def agree(rank, ranks, config, bounds, groups, dtype, batch, values=8):
     """Every rank computes the whole row too, and compares its part."""
-    *whole, weights = draw(bounds[-1], 4, groups, dtype, batch)
+    *whole, weights = draw(bounds[-1], 4, groups, dtype, batch, values)
     whole = [x.requires_grad_() for x in whole]
     cu_seqlens = torch.tensor(bounds) if batch == 1 else None
     expected = config.bind(layer=1, step=5)(*whole, cu_seqlens=cu_seqlens)
@@ -48,7 +50,8 @@ def agree(rank, ranks, config, bounds, groups, dtype, batch):
     group = ContextParallelGroup()
     shard = SequenceShard.of(group, bounds[-1], cu_seqlens)
     own = [x.detach()[:, :, shard.tokens].clone().requires_grad_() for x in whole]
-    found = span_attention(config, *own, shard, layer=1, step=5, scale=None)
+    attend = parallel_attention(config.kind)
+    found = attend(config, *own, shard, layer=1, step=5, scale=None)
     tolerance = within(F64 if dtype == torch.float64 else F32)
     torch.testing.assert_close(found, expected[:, :, shard.tokens], **tolerance)
     gradients = torch.autograd.grad(found, own, weights[:, :, shard.tokens])
@@ -105,6 +108,38 @@ def every_case(rank, ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_outputs_and_gradients_are_those_of_one_process(ranks):
     run_distributed(every_case, ranks)
+
+
+def other_widths(rank, ranks):
+    """Values narrower and wider than queries, as latent attention has them."""
+    for bounds, values in zip(rows(ranks), (5, 13, 5, 13, 5), strict=True):
+        for summary, (selection, refresh) in zip(
+            ("mean_key", "key_bounds", "representative_keys"),
+            (("chunk", None), ("causal", None), ("causal", 2)),
+            strict=True,
+        ):
+            config = SpanConfig(
+                chunk_sizes=8, block_size=4, top_k=2, selection=selection, refresh=refresh, summary=summary
+            )
+            agree(rank, ranks, config, bounds, 2, torch.float64, 1, values)
+        for config in (
+            FullConfig(),
+            SlidingWindowConfig(7),
+            SlidingWindowConfig(SHARD + 3),
+            NoMemoryConfig(8),
+            SpanConfig(chunk_sizes=8, block_size=4, top_k=0, rule="paper"),
+        ):
+            agree(rank, ranks, config, bounds, 4, torch.float64, 1, values)
+    *own, _ = draw(ranks * SHARD, 4, 2, torch.float64, values=5)
+    shard = SequenceShard.of(ContextParallelGroup(), ranks * SHARD)
+    paper = SpanConfig(chunk_sizes=8, block_size=4, top_k=2, rule="paper")
+    with pytest.raises(ValueError, match='summary="attention" has the 5 dimensions of values'):
+        span_attention(paper, *(x[:, :, shard.tokens] for x in own), shard, layer=0, step=0, scale=None)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_values_of_another_width_than_queries_are_those_of_one_process(ranks):
+    run_distributed(other_widths, ranks)
 
 
 def shared_choices(rank, ranks):

@@ -21,12 +21,17 @@ def _draw(
     heads: int = 4,
     groups: int = 2,
     width: int = 8,
+    value_width: int | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     # Laid out [B, L, H, D] as a projection leaves them, seen as [B, H, L, D].
-    shapes = [(batch, length, heads, width), (batch, length, groups, width), (batch, length, groups, width)]
+    shapes = [
+        (batch, length, heads, width),
+        (batch, length, groups, width),
+        (batch, length, groups, value_width or width),
+    ]
     q, k, v = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
         .to(dtype)

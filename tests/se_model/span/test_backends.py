@@ -90,6 +90,7 @@ REQUEST = Request("cuda", torch.bfloat16, head_dim=128, grouped=True, packed=Tru
         ("fused", replace(REQUEST, device="mps"), "runs on cuda, not on mps"),
         ("fused", replace(REQUEST, dtype=torch.float64), "does not take torch.float64"),
         ("fused", replace(REQUEST, head_dim=264), "takes head dimensions up to 256, not 264"),
+        ("fused", replace(REQUEST, value_dim=64), "takes values as wide as queries, not 64 beside 128"),
         ("fused", replace(REQUEST, block_size=192), "takes memory blocks of up to 128 tokens, not 192"),
         ("flash", replace(REQUEST, device="cpu"), "runs on cuda, not on cpu"),
         ("sdpa", replace(REQUEST, dtype=torch.int64), "does not take torch.int64"),
@@ -103,11 +104,13 @@ def test_a_backend_that_cannot_serve_says_why(backend, request_, reason):
 def test_every_requirement_of_the_table_is_looked_at():
     modest = Backend(
         name="modest", attend=naive.attend, choose_blocks=naive.choose_blocks, head_dim_multiple=8,
-        grouped=False, packed=False, gradients=False, selections=frozenset({"chunk"}),
+        unequal_widths=False, grouped=False, packed=False, gradients=False, selections=frozenset({"chunk"}),
     )  # fmt: skip
     plain = Request("cpu", torch.float32, head_dim=8)
     assert modest.refusal(plain) is None
     assert modest.refusal(replace(plain, head_dim=12)) == "takes head dimensions that 8 divides, not 12"
+    assert modest.refusal(replace(plain, value_dim=8)) is None
+    assert modest.refusal(replace(plain, value_dim=16)) == "takes values as wide as queries, not 16 beside 8"
     assert modest.refusal(replace(plain, grouped=True)) == "takes as many key/value heads as query heads"
     assert modest.refusal(replace(plain, packed=True)) == "does not take packed documents"
     assert modest.refusal(replace(plain, gradients=True)) == "has no gradients"
@@ -133,6 +136,7 @@ def test_auto_takes_the_first_that_serves_and_logs_it_once(caplog):
     assert "on backend fused" in caplog.text
     assert "the first choice" in caplog.text
     assert resolve("auto", replace(REQUEST, head_dim=512)).name == "sdpa"
+    assert resolve("auto", replace(REQUEST, value_dim=64)).name == "sdpa"
     # Also where triton's interpreter could run the kernels: it is for tests.
     assert resolve("auto", replace(REQUEST, device="cpu")).name == "sdpa"
     with pytest.raises(ValueError, match=r"no backend .* does not take torch\.int64"):

@@ -60,6 +60,20 @@ def test_any_grouping_and_any_number_of_blocks(draw, top_k, heads, groups):
     torch.testing.assert_close(output, whole_row(inputs, options)[:, :, 10:], **within(F64))
 
 
+@pytest.mark.parametrize("summary", ["mean_key", "key_bounds", "representative_keys"])
+@pytest.mark.parametrize(("values", "prompt"), [(5, 1), (13, 30)])
+def test_values_may_have_another_width_than_queries(draw, summary, values, prompt):
+    inputs = draw(LENGTH, batch=2, value_width=values)
+    options = options_of(summary=summary, refresh=6)
+    output, _ = decode_in_steps(inputs, options, prompt, [1, 9])
+    torch.testing.assert_close(output, whole_row(inputs, options)[:, :, prompt:], **within(F64))
+
+
+def test_a_summary_of_the_values_width_is_refused(draw):
+    with pytest.raises(ValueError, match='summary="attention" has the 5 dimensions of values'):
+        start_decoding(*draw(9, value_width=5), options_of())
+
+
 def tensors(state):
     return {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
 
@@ -102,6 +116,19 @@ def test_a_step_reads_no_key_outside_its_chunk_and_its_blocks(draw):
     k, v = (x.masked_fill(spoilt[..., None], torch.nan) for x in (k, v))
     output, _ = decode(q[:, :, 50:51], k[:, :, :51], v[:, :, :51], state)
     assert torch.equal(output, clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_keys_that_are_made_anew_may_be_rounded_otherwise(draw, dtype):
+    q, k, v = (x.detach() for x in draw(LENGTH, batch=2, dtype=dtype))
+    state = start_decoding(q[:, :, :50], k[:, :, :50], v[:, :, :50], options_of())
+    again = k[:, :, :51] * (1 + torch.finfo(dtype).eps)
+    assert not torch.equal(again, k[:, :, :51])
+    decode(q[:, :, 50:51], again, v[:, :, :51], state)
+    other = k[:, :, :51].clone()
+    other[1, 1, 49] *= 1.1
+    with pytest.raises(ValueError, match="does not continue the row of 50 tokens"):
+        decode(q[:, :, 50:51], other, v[:, :, :51], state)
 
 
 def test_the_choice_of_a_chunk_is_refused_for_decoding(draw):

@@ -122,6 +122,41 @@ def test_gradients_are_those_of_finite_differences(draw, backend, selection, ref
     assert torch.autograd.gradcheck(attend, inputs)
 
 
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
+@pytest.mark.parametrize("summary", ["mean_key", "key_bounds", "representative_keys"])
+@pytest.mark.parametrize(
+    ("bounds", "values"), [((0, 1), 13), ((0, 67), 5), ((0, 5, 40, 41, 75), 13)], ids=str
+)
+def test_values_may_be_narrower_or_wider_than_queries(
+    draw, masked_attention, span_mask, assert_same, bounds, values, summary, backend
+):
+    q, k, v = draw(bounds[-1], value_width=values)
+    options = {
+        "chunk_size": 16, "block_size": 4, "top_k": 3, "cu_seqlens": torch.tensor(bounds), "summary": summary,
+        "relevancy": "peak", "queries": {"representative": 3}, "backend": backend,
+    }  # fmt: skip
+    blocks = select_blocks(q, k, v, **options)
+    # The values do not judge: any others of their number give the same choice.
+    assert torch.equal(blocks, select_blocks(q, k, k, **options))
+    visible = span_mask(blocks, q.shape[1], bounds, chunk=16, block=4, queries=16)
+    assert_same(se_attention(q, k, v, **options), masked_attention(q, k, v, visible), (q, k, v), F64)
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa"])
+def test_the_papers_summary_is_refused_where_values_have_another_width(draw, backend):
+    q, k, v = draw(20, value_width=5)
+    options = {"chunk_size": 8, "block_size": 4, "backend": backend}
+    for call in (se_attention, select_blocks):
+        with pytest.raises(
+            ValueError, match=r'summary="attention" has the 5.*queries of 8: use .*"mean_key"'
+        ):
+            call(q, k, v, top_k=1, **options)
+    # Nothing is compared where nothing is chosen, or where the choice is given.
+    se_attention(q, k, v, top_k=0, **options)
+    blocks = select_blocks(q, k, v, top_k=1, summary="mean_key", **options)
+    se_attention(q, k, v, top_k=1, blocks=blocks, **options)
+
+
 def test_the_choice_carries_no_gradient(draw):
     q, k, v = draw(40)
     assert not select_blocks(q, k, v, chunk_size=16, block_size=4, top_k=2).requires_grad

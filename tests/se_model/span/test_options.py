@@ -115,7 +115,9 @@ def test_impossible_rules_are_refused(words, message):
     [
         (((1, 4, 9, 8), (1, 3, 9, 8), (1, 3, 9, 8)), "must divide the number of query heads"),
         (((1, 4, 9, 8), (1, 2, 7, 8), (1, 2, 7, 8)), "must be equally long"),
-        (((1, 4, 9, 8), (1, 2, 9, 8), (1, 2, 9, 4)), r"k, v \[B, G, L, D\]"),
+        (((1, 4, 9, 8), (1, 2, 9, 8), (1, 2, 7, 8)), r"k \[B, G, L, D\] and v \[B, G, L, Dv\]"),
+        (((1, 4, 9, 8), (1, 2, 9, 8), (1, 2, 9)), r"k \[B, G, L, D\] and v \[B, G, L, Dv\]"),
+        (((1, 4, 9, 8), (1, 2, 9, 4), (1, 2, 9, 8)), "agree in batch size and head dimension"),
         (((2, 4, 9, 8), (1, 2, 9, 8), (1, 2, 9, 8)), "agree in batch size"),
         (((1, 4, 0, 8), (1, 2, 0, 8), (1, 2, 0, 8)), "at least one token"),
         (((4, 9, 8), (4, 9, 8), (4, 9, 8)), r"takes q \[B, H, L, D\]"),

@@ -29,11 +29,11 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(parts, "_TOKENS", 8)
 
 
-def prepared(inputs, bounds, refresh, selection, *, vary=False):
+def prepared(inputs, bounds, refresh, selection, *, vary=False, summary="attention"):
     """What a backend's ``attend`` is given; ``vary`` leaves every third choice one block short."""
     refresh = refresh or 16
     packed = torch.tensor(bounds) if len(bounds) > 2 else None
-    options = {"chunk_size": 16, "block_size": 4, "top_k": 3, "cu_seqlens": packed}
+    options = {"chunk_size": 16, "block_size": 4, "top_k": 3, "cu_seqlens": packed, "summary": summary}
     causal = {"selection": "causal", "refresh": refresh} if selection == "causal" else {}
     blocks = select_blocks(*inputs, **options, **causal, backend="naive")
     if vary:
@@ -58,6 +58,17 @@ def test_way_equals_the_oracle(draw, assert_same, small_parts, bounds, way, refr
 def test_way_takes_batches(draw, assert_same, small_parts, way, refresh, selection, heads):
     inputs = draw(75, batch=3, heads=heads, groups=1)
     given = prepared(inputs, (0, 75), refresh, selection)
+    assert_same(way.attend(*inputs, *given), naive.attend(*inputs, *given), inputs, F64)
+
+
+@pytest.mark.parametrize(("way", "refresh", "selection"), WAYS)
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 67), (0, 7, 40, 41, 90)], ids=str)
+@pytest.mark.parametrize(("groups", "values"), [(4, 5), (2, 13)])
+def test_way_takes_values_of_another_width(
+    draw, assert_same, small_parts, bounds, way, refresh, selection, groups, values
+):
+    inputs = draw(bounds[-1], groups=groups, value_width=values)
+    given = prepared(inputs, bounds, refresh, selection, summary="mean_key")
     assert_same(way.attend(*inputs, *given), naive.attend(*inputs, *given), inputs, F64)
 
 

@@ -23,23 +23,25 @@ DEVICES = [
 ]
 
 
-def draw(device, dtype, queries, keys, groups):
+def draw(device, dtype, queries, keys, groups, values=16):
     generator = torch.Generator().manual_seed(queries)
-    shapes = [(2, 4, queries, 16), (2, groups, keys, 16), (2, groups, keys, 16), (2, 4, queries, 16)]
+    shapes = [(2, 4, queries, 16), (2, groups, keys, 16), (2, groups, keys, values), (2, 4, queries, values)]
     return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
 
 
 @pytest.mark.parametrize("where", DEVICES, ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("values", [16, 5, 24])
 @pytest.mark.parametrize(("queries", "keys", "causal"), [(1, 1, True), (33, 33, True), (5, 70, False)])
-def test_kernel_and_definition_agree(where, queries, keys, causal, groups):
+def test_kernel_and_definition_agree(where, queries, keys, causal, values, groups):
     device, dtype, tolerance = where
-    q, k, v, grad = draw(device, dtype, queries, keys, groups)
+    q, k, v, grad = draw(device, dtype, queries, keys, groups, values)
     how = {"causal": causal, "scale": 0.3}
     results = attend_part(q, k, v, **how)
     for one, other in zip(results, attend_part_by_definition(q, k, v, **how), strict=True):
         torch.testing.assert_close(one.double(), other.double(), **within(tolerance))
     found = part_gradients(grad, q, k, v, *results, **how)
+    assert [x.shape for x in found] == [x.shape for x in (q, k, v)]
     for one, other in zip(found, part_gradients_by_definition(grad, q, k, v, *results, **how), strict=True):
         torch.testing.assert_close(one.double(), other.double(), **within(tolerance))
 
