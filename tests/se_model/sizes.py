@@ -1,5 +1,7 @@
 """The sizes of the tiny transformers models that the tests of several rooms build."""
 
+from typing import Any
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -17,4 +19,21 @@ MAMBA = {
     "mamba_d_state": 8,
     "mamba_n_groups": 1,
     "mamba_chunk_size": 8,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "moe_intermediate_size": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT: dict[str, dict[str, Any]] = {
+    "kimi_linear": {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
+    "bailing_hybrid": {**_LATENT, "head_dim": 8, "first_k_dense_replace": 1},
 }

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from se_model.hybrid import Mamba2HybridConfig
-from tests.se_model.sizes import MAMBA, SIZES
+from tests.se_model.sizes import LATENT, MAMBA, SIZES
 
 _DELTA_NET = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -108,6 +108,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "lfm2": AutoConfig.for_model(
         "lfm2", **SIZES, layer_types=["conv", "full_attention"], block_multiple_of=8, conv_L_cache=3
     ),
+    **{name: AutoConfig.for_model(name, **{**SIZES, **sizes}) for name, sizes in LATENT.items()},
     "minimax-lightning": AutoConfig.for_model(
         "minimax",
         **SIZES,

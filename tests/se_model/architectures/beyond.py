@@ -3,21 +3,9 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tests.se_model.sizes import LATENT as SIZES_OF_LATENT
 from tests.se_model.sizes import SIZES
 
-_LATENT = {
-    "num_key_value_heads": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "moe_intermediate_size": 16,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
 _WINDOWS = {
     "sliding_window": 4,
     "head_dim": 8,
@@ -43,14 +31,14 @@ BEYOND: dict[str, tuple[str, dict[str, object]]] = {
         "sliding windows",
         {"attention_window_size": 4, "block_types": ["recurrent", "attention"], "lru_width": 32},
     ),
-    "kimi_linear": ("latent attention", {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4}),
-    "bailing_hybrid": ("latent attention", {**_LATENT, "head_dim": 8, "first_k_dense_replace": 1}),
+    "kimi_linear": ("latent attention", SIZES_OF_LATENT["kimi_linear"]),
+    "bailing_hybrid": ("latent attention", SIZES_OF_LATENT["bailing_hybrid"]),
 }
 # Some of whose layers have a window, and the others ask for nothing.
 SOME_WINDOWS = ["gemma2-uncapped", "gemma3_text", "cohere2", "exaone4", "qwen3"]
 # All of whose layers have one, by the key that says how wide.
 ALL_WINDOWS = {"mistral": "sliding_window", "recurrent_gemma": "attention_window_size"}
-LATENT = ["kimi_linear", "bailing_hybrid"]
+LATENT = list(SIZES_OF_LATENT)
 
 
 def beyond_causal(name: str, implementation: str = "eager", **changes: object) -> PreTrainedModel:

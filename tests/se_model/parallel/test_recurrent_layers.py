@@ -62,6 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "jamba, options": {"mamba_conv_bias": False, "mamba_proj_bias": True, "num_experts_per_tok": 2},
     "lfm2": {},
     "lfm2, options": {"conv_bias": True, "conv_L_cache": 4},
+    "kimi_linear": {"num_experts_per_tok": 2},
+    "bailing_hybrid": {"num_experts_per_tok": 2},
     "olmo_hybrid": {},
     "olmo_hybrid, negative eigenvalues": {"linear_allow_neg_eigval": True, "linear_num_key_heads": 1},
     "qwen3_5_text": {"linear_num_value_heads": 4},
@@ -84,7 +86,7 @@ PACKED = [
 ]
 KINDS = {
     "mamba2": ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"],
-    "gated delta": ["olmo_hybrid", "qwen3_5_text", "qwen3_next"],
+    "gated delta": ["bailing_hybrid", "kimi_linear", "olmo_hybrid", "qwen3_5_text", "qwen3_next"],
     "others": ["jamba", "lfm2", "zamba"],
 }
 ARCHITECTURES = [name for names in KINDS.values() for name in names]
