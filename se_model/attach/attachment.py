@@ -19,7 +19,7 @@ from se_model.attach.layers import attention_layers, layers_to_take, left_layers
 from se_model.attach.leaving import leave, stop_leaving
 from se_model.attach.marks import MARK, Attachment, LayerMark
 from se_model.attach.mask import mask_of
-from se_model.attach.mixers import replace_mixers, restore_mixers
+from se_model.attach.mixers import choose_backends, replace_mixers, restore_mixers
 from se_model.attach.packing import packing_refusal
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
@@ -33,7 +33,7 @@ AttentionInterface.register(INTERFACE_NAME, forward)
 AttentionMaskInterface.register(INTERFACE_NAME, mask_of)
 
 
-def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
+def attach(model: nn.Module, config: AttentionConfig, *, recurrence: str = "auto") -> nn.Module:
     """Make the attention layers of `model` compute the attention that `config` describes.
 
     `model` is a transformers causal language model or a `PeftModel` around one; it is changed in place and
@@ -49,7 +49,8 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     where recurrent layers would run across or layers that stay are not told of them, and attention dropout.
 
     The recurrent layers that `mixers/` knows are given a class that takes packed documents, and a `shard`:
-    part of a row over several ranks.
+    part of a row over several ranks. They compute on the backend that `recurrence` names: "auto", "library"
+    (kernels of the field), "chunked" or "naive" (`se_model.recurrence.backends`).
 
     Raises:
         ValueError: if there is no layer to take, or one asks for what no attention here computes (a soft cap,
@@ -67,6 +68,7 @@ def attach(model: nn.Module, config: AttentionConfig) -> nn.Module:
     causal_lm.set_attn_implementation(INTERFACE_NAME)
     setattr(causal_lm, MARK, attachment)
     replace_mixers(causal_lm, attachment)
+    choose_backends(causal_lm, recurrence)
     decoder, refusal = getattr(causal_lm, causal_lm.base_model_prefix), packing_refusal(causal_lm)
     advice = None if refusal is None else f"{refusal}; give it one document per row"
     setattr(causal_lm, _WATCH, watch_inputs(decoder, attachment, advice))

@@ -15,7 +15,7 @@ from se_model.hybrid.past import Past
 from se_model.hybrid.projection import ResidualProjection
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged, mamba2_exchange
-from se_model.recurrence import CausalConv1d, Mamba2Sizes, mamba2
+from se_model.recurrence import CONVOLUTION, MAMBA2, CausalConv1d, Mamba2Sizes, mamba2
 from se_model.span.documents import DocumentBounds
 
 
@@ -27,6 +27,8 @@ class Mamba2Mixer(nn.Module):
     """
 
     is_attention = False
+    recurrences = (MAMBA2, CONVOLUTION)
+    recurrence_backend = "auto"
 
     def __init__(self, config: Mamba2HybridConfig, layer_idx: int) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class Mamba2Mixer(nn.Module):
             convolve=convolve,
             carried=past or Past(),
             documents=documents,
+            backend=self.recurrence_backend,
         )
         return self.out_proj(self.norm(y, z))
 

@@ -6,7 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_model.recurrence.backends import Library, Recurrence, Request
+from se_model.recurrence.causal_conv1d_package import convolution_library, has_causal_conv1d
+from se_model.recurrence.convolution_naive import convolution_naive
 from se_model.span.documents import DocumentBounds, Documents
+
+CONVOLUTION = Recurrence(
+    name="the short convolution",
+    library=Library(
+        package="causal-conv1d",
+        installed=has_causal_conv1d,
+        compute=convolution_library,
+        limits=(
+            ("width", lambda size: 2 <= size <= 4, "windows of 2 to 4 tokens"),
+            ("channels", lambda size: size % 8 == 0, "multiples of 8 channels"),
+        ),
+    ),
+    keeps="its inputs and one sum of their size",
+)
 
 
 def causal_convolution(
@@ -67,11 +84,23 @@ class CausalConv1d(nn.Conv1d):
 
     The weight is read inside the module's own forward, so that whatever stands in for the module (a PEFT
     wrapper's trained copy, ZeRO-3's gathered shard) is what computes.
+
+    Attributes:
+        recurrence_backend: "auto", "library", "chunked" (`causal_convolution`) or "naive".
     """
+
+    recurrence_backend = "auto"
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=bias)
 
     def forward(self, x: Tensor, state: Tensor | None = None, cu_seqlens: Documents | None = None) -> Tensor:
         """x: [B, L, C]; state: [B, W - 1, C]; cu_seqlens: [N + 1] with B = 1. Returns [B, L, C]."""
-        return causal_convolution(x, self.weight.squeeze(1), self.bias, state=state, cu_seqlens=cu_seqlens)
+        weight = self.weight.squeeze(1)
+        sizes = (("width", weight.shape[1]), ("channels", weight.shape[0]))
+        name = CONVOLUTION.resolve(self.recurrence_backend, Request(x.device.type, x.dtype, sizes=sizes))
+        if name == "chunked":
+            return causal_convolution(x, weight, self.bias, state=state, cu_seqlens=cu_seqlens)
+        documents = None if cu_seqlens is None else DocumentBounds.of(cu_seqlens, x.shape[1], x.shape[0])
+        compute = convolution_library if name == "library" else convolution_naive
+        return compute(x, weight, self.bias, state=state, cu_seqlens=documents)

@@ -6,13 +6,9 @@ fla-core 0.6 or newer (the package flash-linear-attention brings it).
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.util import find_spec
-
-import torch.nn.functional as F
-from torch import Tensor
-
-from se_model.recurrence.gated_delta.shapes import check_shapes
-from se_model.span.documents import DocumentBounds
+from typing import Any
 
 
 def has_fla() -> bool:
@@ -20,50 +16,14 @@ def has_fla() -> bool:
     return find_spec("fla") is not None
 
 
-def delta_rule_library(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    *,
-    initial_state: Tensor | None = None,
-    cu_seqlens: DocumentBounds | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`delta_rule_naive` by ``chunk_gated_delta_rule``, or by ``chunk_kda`` for a decay of each channel.
+def gated_delta_kernels() -> Callable[..., Any]:
+    """``chunk_gated_delta_rule``, for one decay of each head."""
+    rule: Callable[..., Any]
+    rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    return rule
 
-    Same arguments and results; K up to 256. The kernels make queries and keys of unit length themselves, take
-    products of v's dtype and keep states in float32.
 
-    Raises:
-        ValueError: if shapes do not fit together.
-    """
-    check_shapes(q, k, v, log_decay, beta, initial_state)
-    if log_decay.dim() == 4:
-        rule = importlib.import_module("fla.ops.kda").chunk_kda
-    else:
-        rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-    documents = {}
-    state = None if initial_state is None else initial_state.float()
-    if cu_seqlens is not None:
-        # With the bounds on the host too, nothing has to wait for the device.
-        documents = {
-            "cu_seqlens": cu_seqlens.cu_seqlens(v.device),
-            "cu_seqlens_cpu": cu_seqlens.cu_seqlens("cpu"),
-        }
-        if state is not None:
-            others = len(cu_seqlens.bounds) - 2
-            state = F.pad(state, (0, 0) * 3 + (0, others))
-    o, states = rule(
-        q.to(v.dtype),
-        k.to(v.dtype),
-        v,
-        log_decay.float(),
-        beta,
-        scale=k.shape[3] ** -0.5,
-        initial_state=state,
-        output_final_state=True,
-        use_qk_l2norm_in_kernel=True,
-        **documents,
-    )
-    return o, states if cu_seqlens is None else states[-1:]
+def kda_kernels() -> Callable[..., Any]:
+    """``chunk_kda``, for one decay of each channel."""
+    rule: Callable[..., Any] = importlib.import_module("fla.ops.kda").chunk_kda
+    return rule

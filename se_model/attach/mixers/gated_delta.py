@@ -18,7 +18,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 from se_model.attach.mixers.mixer import AttachedMixer
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged, delta_rule_exchange
-from se_model.recurrence import Carried, GatedDeltaSizes, gated_delta_rule
+from se_model.recurrence import CONVOLUTION, GATED_DELTA, Carried, GatedDeltaSizes, gated_delta_rule
 from se_model.span.documents import DocumentBounds
 
 CHUNK = 64
@@ -43,6 +43,8 @@ class Projected(NamedTuple):
 
 class GatedDeltaMixer(AttachedMixer):
     """The gated delta rule, from the parts that the layers of Qwen and OLMo name alike."""
+
+    recurrences = (GATED_DELTA, CONVOLUTION)
 
     @property
     def sizes(self) -> GatedDeltaSizes:
@@ -80,6 +82,7 @@ class GatedDeltaMixer(AttachedMixer):
             convolve=convolve,
             carried=carried,
             documents=documents,
+            backend=self.recurrence_backend,
         )
         return self._output(o, gate.view_as(o))
 

@@ -15,12 +15,14 @@ from se_model.attach.mixers.mixer import AttachedMixer
 from se_model.parallel import SequenceShard
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged, selective_scan_exchange
-from se_model.recurrence import Carried, SelectiveScanSizes, selective_scan
+from se_model.recurrence import CONVOLUTION, MAMBA1, Carried, SelectiveScanSizes, selective_scan
 from se_model.span.documents import DocumentBounds
 
 
 class Mamba1Mixer(AttachedMixer):
     """Mamba-1, from the parts that both layers name alike."""
+
+    recurrences = (MAMBA1, CONVOLUTION)
 
     @property
     def sizes(self) -> SelectiveScanSizes:
@@ -48,6 +50,7 @@ class Mamba1Mixer(AttachedMixer):
             A_log=layer.A_log.flatten(0, -2),
             carried=carried,
             documents=documents,
+            backend=self.recurrence_backend,
         )
         dtype = _wide(hidden)
         y = (y + u * layer.D.flatten().to(dtype)) * F.silu(gate.to(dtype))

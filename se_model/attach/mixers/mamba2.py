@@ -16,12 +16,14 @@ from transformers.models.zamba2.modeling_zamba2 import Zamba2MambaMixer
 from se_model.attach.mixers.mixer import AttachedMixer
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged, mamba2_exchange
-from se_model.recurrence import Carried, Mamba2Sizes, mamba2
+from se_model.recurrence import CONVOLUTION, MAMBA2, Carried, Mamba2Sizes, mamba2
 from se_model.span.documents import DocumentBounds
 
 
 class Mamba2Mixer(AttachedMixer):
     """Mamba-2, from the parts that all of these layers name alike."""
+
+    recurrences = (MAMBA2, CONVOLUTION)
 
     @property
     def sizes(self) -> Mamba2Sizes:
@@ -61,6 +63,7 @@ class Mamba2Mixer(AttachedMixer):
             convolve=convolve,
             carried=carried,
             documents=documents,
+            backend=self.recurrence_backend,
         )
         output: Tensor = layer.out_proj(self._gated(y, gate).to(hidden.dtype))
         return output

@@ -9,7 +9,7 @@ itself still does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -18,12 +18,20 @@ from se_model.hybrid.past import past_of
 from se_model.parallel import SequenceShard
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged
-from se_model.recurrence import Carried
+from se_model.recurrence import Carried, Recurrence
 from se_model.span.documents import DocumentBounds
 
 
 class AttachedMixer(nn.Module):
-    """The part that the classes of all kinds share; the kind's own part is `mix` and `exchanged`."""
+    """The part that the classes of all kinds share; the kind's own part is `mix` and `exchanged`.
+
+    Attributes:
+        recurrences: of the kind.
+        recurrence_backend: "auto", or the one that `attach` was told.
+    """
+
+    recurrences: ClassVar[tuple[Recurrence, ...]]
+    recurrence_backend = "auto"
 
     def forward(
         self,

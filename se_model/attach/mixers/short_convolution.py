@@ -11,12 +11,14 @@ from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeShortConv
 from se_model.attach.mixers.mixer import AttachedMixer
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import Exchanged, convolution_exchange
-from se_model.recurrence import Carried
+from se_model.recurrence import CONVOLUTION, Carried
 from se_model.span.documents import DocumentBounds
 
 
 class ShortConvolutionMixer(AttachedMixer):
     """out(c * conv(b * x)), with b, c and x from one projection."""
+
+    recurrences = (CONVOLUTION,)
 
     def exchanged(self, share: Share) -> Exchanged:
         """Inputs of the convolution."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 from se_model.attach.marks import MARK, Attachment
 from se_model.attach.mixers import gated_delta, mamba1, mamba2, short_convolution
 from se_model.attach.mixers.mixer import AttachedMixer
-from se_model.recurrence import CausalConv1d
+from se_model.recurrence import CausalConv1d, Recurrence
+from se_model.recurrence.backends import NAMES
 
 _ATTACHED: tuple[type[nn.Module], ...] = (
     *gated_delta.LAYERS,
@@ -47,6 +49,29 @@ def restore_mixers(model: nn.Module) -> None:
                 convolution.__class__ = nn.Conv1d
         if type(module) in _ORIGINALS:
             module.__class__ = _ORIGINALS[type(module)]
+
+
+def choose_backends(model: nn.Module, name: str) -> None:
+    """Have the recurrences of all layers computed by the backend of this name, or "auto".
+
+    Raises:
+        ValueError: if there is no such backend.
+    """
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"recurrence must be auto or one of {', '.join(NAMES)}; not {name!r}")
+    layer: Any
+    for layer in model.modules():
+        if hasattr(type(layer), "recurrence_backend"):
+            layer.recurrence_backend = name
+
+
+def recurrences_of(model: nn.Module) -> dict[Recurrence, list[str]]:
+    """The kinds of recurrence in an attached model, and the names of the layers that have each."""
+    found: dict[Recurrence, list[str]] = {}
+    for name, module in model.named_modules():
+        for kind in getattr(type(module), "recurrences", ()):
+            found.setdefault(kind, []).append(name)
+    return found
 
 
 def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:

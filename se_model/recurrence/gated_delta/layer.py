@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from se_model.parallel.delta_rule import state_before
-from se_model.recurrence.gated_delta.chunked import delta_rule_chunked
+from se_model.recurrence.gated_delta.operator import delta_rule
 from se_model.recurrence.protocol import Carried
 from se_model.span.documents import DocumentBounds
 
@@ -62,20 +62,21 @@ def gated_delta_rule(
     convolve: Callable[[Tensor, Tensor | None], Tensor],
     carried: Carried,
     documents: DocumentBounds | None,
+    backend: str = "auto",
 ) -> Tensor:
     """q, k, v = convolve(inputs); o = delta_rule(q, k, v, log_decay, beta).
 
     inputs: [B, L, channels], q, k and v side by side before their convolution; log_decay: [B, L, H] or
     [B, L, H, K], at most 0, and beta: [B, L, H], in float32 or better; convolve: takes the inputs and what it
     sees before them, [B, W - 1, channels] or None for zeros, and returns [B, L, channels], activated;
-    documents: of these tokens, with B = 1; None for one. Returns o: [B, L, H, V], in the dtype that
-    ``convolve`` returns.
+    documents: of these tokens, with B = 1; None for one; backend: of the recurrence. Returns o: [B, L, H, V],
+    in the dtype that ``convolve`` returns.
     """
     context = sizes.kernel - 1
     convolved = convolve(inputs, carried.convolution_state(inputs, context))
     carried.keep_convolution_state(inputs, context)
     q, k, v = convolved.split([sizes.key_width, sizes.key_width, sizes.inner], dim=-1)
-    o, state = delta_rule_chunked(
+    o, state = delta_rule(
         q.unflatten(-1, (sizes.key_heads, sizes.key_size)),
         k.unflatten(-1, (sizes.key_heads, sizes.key_size)),
         v.unflatten(-1, (sizes.heads, sizes.value_size)),
@@ -84,6 +85,7 @@ def gated_delta_rule(
         chunk_size=sizes.chunk_size,
         initial_state=carried.initial_state(state_before),
         cu_seqlens=documents,
+        backend=backend,
     )
     carried.keep_state(state)
     return o

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from se_model.parallel.state_space import state_before
-from se_model.recurrence.mamba2.chunked import ssd_chunked
+from se_model.recurrence.mamba2.operator import ssd
 from se_model.recurrence.protocol import Carried
 from se_model.span.documents import DocumentBounds
 
@@ -63,20 +63,22 @@ def mamba2(
     convolve: Callable[[Tensor, Tensor | None], Tensor],
     carried: Carried,
     documents: DocumentBounds | None,
+    backend: str = "auto",
 ) -> Tensor:
     """x, B, C = convolve(inputs); y = ssd(x, step, -exp(A_log), B, C) + D x.
 
     inputs: [B, L, channels], x, B and C side by side before their convolution; step: [B, L, H], positive, in
     float32 or better; A_log, D: [H]; convolve: takes the inputs and what it sees before them, [B, W - 1,
     channels] or None for zeros, and returns [B, L, channels], activated; documents: of these tokens, with B =
-    1; None for one. Returns y: [B, L, H P], in the dtype that ``convolve`` returns.
+    1; None for one; backend: of the recurrence. Returns y: [B, L, H P], in the dtype that ``convolve``
+    returns.
     """
     context = sizes.kernel - 1
     convolved = convolve(inputs, carried.convolution_state(inputs, context))
     carried.keep_convolution_state(inputs, context)
     x, B, C = convolved.split([sizes.inner, sizes.group_width, sizes.group_width], dim=-1)
     x = x.unflatten(-1, (sizes.heads, sizes.head_size))
-    y, state = ssd_chunked(
+    y, state = ssd(
         x,
         step,
         -A_log.to(step.dtype).exp(),
@@ -85,6 +87,7 @@ def mamba2(
         chunk_size=sizes.chunk_size,
         initial_state=carried.initial_state(state_before),
         cu_seqlens=documents,
+        backend=backend,
     )
     carried.keep_state(state)
     return (y + x * D.to(y.dtype)[:, None]).flatten(2)

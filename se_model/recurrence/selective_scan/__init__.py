@@ -3,5 +3,6 @@
 from se_model.recurrence.selective_scan.chunked import selective_scan_chunked
 from se_model.recurrence.selective_scan.layer import SelectiveScanSizes, selective_scan
 from se_model.recurrence.selective_scan.naive import selective_scan_naive
+from se_model.recurrence.selective_scan.operator import MAMBA1
 
-__all__ = ["SelectiveScanSizes", "selective_scan", "selective_scan_chunked", "selective_scan_naive"]
+__all__ = ["MAMBA1", "SelectiveScanSizes", "selective_scan", "selective_scan_chunked", "selective_scan_naive"]

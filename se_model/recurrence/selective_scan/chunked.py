@@ -48,14 +48,19 @@ def selective_scan_chunked(
         ValueError: if shapes or ``cu_seqlens`` do not fit together.
     """
     check_shapes(u, dt, A, B, C, None if callable(initial_state) else initial_state)
-    batch, length, channels = u.shape
+    batch, length = u.shape[:2]
     documents = None if cu_seqlens is None else DocumentBounds.of(cu_seqlens, length, batch)
     begins = None if documents is None else _begins(documents, u.device)
-    size = max(1, min(SEGMENT, HELD // (batch * channels * A.shape[1])))
+    size = tokens_held(u, A)
     if callable(initial_state):
         y, left = _Segments.apply(u, dt, A, B, C, None, size, begins)
         return with_received_state(y, left, initial_state, dt, A, C, documents, size=max(1, size // 2))
     return _Segments.apply(u, dt, A, B, C, initial_state, size, begins)
+
+
+def tokens_held(u: Tensor, A: Tensor) -> int:
+    """Tokens whose states may be held at once, for u [B, L, D] and A [D, N]."""
+    return max(1, min(SEGMENT, HELD // (u.shape[0] * A.numel())))
 
 
 class _Segments(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from se_model.parallel.state_space import state_before
 from se_model.recurrence.protocol import Carried
-from se_model.recurrence.selective_scan.chunked import selective_scan_chunked
+from se_model.recurrence.selective_scan.operator import scan
 from se_model.span.documents import DocumentBounds
 
 
@@ -43,19 +43,21 @@ def selective_scan(
     A_log: Tensor,
     carried: Carried,
     documents: DocumentBounds | None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """u = convolve(inputs); dt, B, C = project(u); y = scan(u, dt, -exp(A_log), B, C).
 
     inputs: [B, L, D]; convolve: takes them and what it sees before them, [B, W - 1, D] or None for zeros, and
     returns [B, L, D], activated; project: gives dt [B, L, D], positive, in float32 or better, and B, C
-    [B, L, G, N]; A_log: [D, N]; documents: of these tokens, with B = 1; None for one. Returns u, which layers
-    add to y times their D, and y: both [B, L, D], in the dtype that ``convolve`` returns.
+    [B, L, G, N]; A_log: [D, N]; documents: of these tokens, with B = 1; None for one; backend: of the
+    recurrence. Returns u, which layers add to y times their D, and y: both [B, L, D], in the dtype that
+    ``convolve`` returns.
     """
     context = sizes.kernel - 1
     u = convolve(inputs, carried.convolution_state(inputs, context))
     carried.keep_convolution_state(inputs, context)
     dt, B, C = project(u)
-    y, state = selective_scan_chunked(
+    y, state = scan(
         u,
         dt,
         -A_log.to(dt.dtype).exp(),
@@ -63,6 +65,7 @@ def selective_scan(
         C,
         initial_state=carried.initial_state(state_before),
         cu_seqlens=documents,
+        backend=backend,
     )
     carried.keep_state(state)
     return u, y

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from se_model.recurrence import causal_convolution, delta_rule_naive, selective_scan_naive, ssd_naive
 from se_model.recurrence.causal_conv1d_package import convolution_library
-from se_model.recurrence.fla_package import delta_rule_library
-from se_model.recurrence.mamba_ssm_package import selective_scan_library, ssd_library
+from se_model.recurrence.gated_delta.library import delta_rule_library
+from se_model.recurrence.mamba2.library import ssd_library
+from se_model.recurrence.selective_scan.library import selective_scan_library
 from se_model.span.documents import DocumentBounds
 
 
