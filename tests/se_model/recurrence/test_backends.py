@@ -125,5 +125,5 @@ def test_a_model_is_told_which_backend_to_take(name: str) -> None:
             found.append(model(tokens, use_cache=False).logits)
     torch.testing.assert_close(*found, **within(F32))
     attach(model, SpanConfig(chunk_sizes=8, block_size=4, top_k=1), recurrence="library")
-    with pytest.raises(ValueError, match="backend 'library' of .* runs on cuda, not on cpu"):
+    with pytest.raises(ValueError, match=r"backend 'library' of .* runs on cuda, not on cpu"):
         model(tokens, use_cache=False)
