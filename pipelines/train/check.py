@@ -20,6 +20,7 @@ from pipelines.train.plan.memory.check import check_memory, memory_text
 from pipelines.train.plan.memory.count import Rows
 from pipelines.train.plan.memory.device import Device, device_of
 from pipelines.train.plan.received import exchange_text, received, row_shape
+from pipelines.train.plan.recurrences import planned_recurrences
 from pipelines.train.plan.sharding import check_architecture, check_layers, check_rows
 from pipelines.train.resources import in_precision, reservation
 from pipelines.train.tokenizer import check_tokenizer_of_data
@@ -81,6 +82,7 @@ def _plan(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, s
     return {
         **(plan_of_model(keys.model, context) if isinstance(keys.model, str) else {"model": "new"}),
         "attention": keys.attention.text,
+        **_recurrences(keys, context, device),
         "shapes": f"{rows} rows of {corpus.length:,} tokens a step: {dealt} "
         f"x {micro_batches} micro-batches x {keys.micro_batch_rows} rows",
         "length": f"{keys.steps:,} steps, {keys.steps * keys.tokens_per_step:,} tokens",
@@ -88,6 +90,12 @@ def _plan(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, s
         "restarts": _restarts_text(keys),
         **_parallel_plan(keys, corpus, micro_batches, context),
     }
+
+
+def _recurrences(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, str]:
+    if context.finished:
+        return {}
+    return planned_recurrences(keys, described_model(keys, context), gpu=device.gpu)
 
 
 def _restarts_text(keys: TrainKeys) -> str:

@@ -22,6 +22,7 @@ from pipelines.system.precision import multiply_in_float32
 from pipelines.system.surroundings import forget_launchers
 from pipelines.train.failures import final_failure, restart_mends
 from pipelines.train.job import MODEL_FOLDER, TrainJob
+from pipelines.train.recurrences import recurrences_in, recurrences_text
 from pipelines.train.worker.batches import BatchPlan, RowOrder
 from pipelines.train.worker.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.worker.engine import Engine
@@ -87,6 +88,8 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         opened = group.agree(lambda: open_training(job, corpus.manifest))
         if group.first:
             write_coverage(opened.model, job.output)
+            if computed := recurrences_text(recurrences_in(opened.model), gpu=group.device.type == "cuda"):
+                tell({"message": f"recurrences: {computed}"})
         model = load_for(opened, stage, group)
         engine = _engine(job, group, plan, model, checkpoint)
         done = checkpoint.state.step if checkpoint else 0
