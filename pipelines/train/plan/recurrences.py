@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def planned_recurrences(keys: TrainKeys, model: Described | None, *, gpu: bool) -> dict[str, str]:
-    """Returns the plan's line about the recurrences of the model; nothing where it has none, or is unknown."""
+    """Returns the plan's line about the recurrences of the model; none where it has none or is unknown."""
 
     def find(configuration: PreTrainedConfig) -> list[Found]:
         return recurrences_in(skeleton(configuration, attention_config(keys.attention, 0)))
