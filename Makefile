@@ -38,9 +38,10 @@ miniature: $(VENV)/.installed  ## what retrieval is worth, at a small scale, and
 	$(BIN)/espan run pipelines/recipes/miniature.yaml
 	$(BIN)/python -m benchmarks.miniature
 
-gpu: $(VENV)/.installed-dev  ## with a CUDA GPU: the tests that need one, then what attention costs on it
+gpu: $(VENV)/.installed-dev  ## with a CUDA GPU: the tests that need one, then what attention and recurrences cost
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/python -m pytest -q -m gpu && $(BIN)/python benchmarks/attention.py --device cuda --preset paper; \
+		$(BIN)/python -m pytest -q -m gpu && $(BIN)/python benchmarks/attention.py --device cuda --preset paper \
+		&& $(BIN)/python -m benchmarks.recurrence --device cuda && $(BIN)/python -m benchmarks.readme; \
 	else \
 		echo "nothing run: torch finds no CUDA device here (benchmarks/README.md says what a GPU needs)"; \
 	fi

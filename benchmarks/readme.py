@@ -104,8 +104,20 @@ def rewrite_recurrence(text: str, result: dict[str, Any]) -> str:
         _measured_on(result, recurrence.OUTPUT),
         _markdown(recurrence.HEADINGS, recurrence.rows(result)),
         _markdown(recurrence.TARGET_HEADINGS, recurrence.verdicts(result)),
+        *_recurrences_on_a_gpu(),
     ]
     return _replace(text, RECURRENCE_BEGIN, RECURRENCE_END, "\n\n".join(parts))
+
+
+def _recurrences_on_a_gpu() -> list[str]:
+    if not recurrence.GPU_OUTPUT.exists():
+        return ["On a GPU, beside the kernels of mamba-ssm and flash-linear-attention: not yet measured."]
+    result = json.loads(recurrence.GPU_OUTPUT.read_text())
+    return [
+        _measured_on(result, recurrence.GPU_OUTPUT),
+        _markdown(recurrence.HEADINGS, recurrence.rows(result)),
+        _markdown(recurrence.TARGET_HEADINGS, recurrence.verdicts(result)),
+    ]
 
 
 def _measured_on(result: dict[str, Any], file: Path) -> str:

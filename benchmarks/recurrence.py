@@ -22,7 +22,8 @@ from pipelines.system.storage import write_json_atomic
 from pipelines.system.versions import code_version
 
 FORMAT = "espan-recurrence-benchmark/2"
-OUTPUT = Path(__file__).parent / "results" / "recurrence-cpu.json"
+RESULTS = Path(__file__).parent / "results"
+OUTPUT, GPU_OUTPUT = RESULTS / "recurrence-cpu.json", RESULTS / "recurrence-cuda.json"
 SHORT, MIDDLE, LONG = 4096, 16_384, 65_536
 HEADINGS = (
     "tokens", "recurrence", "forward + backward", "kept for backward", "of the inputs", "most held at once"
@@ -41,15 +42,24 @@ def train(scan: Scan, inputs: list[Tensor]) -> None:
     torch.autograd.grad(y, inputs, torch.ones_like(y))
 
 
-def measure(kind: Recurrence, length: int, repeats: int, seconds: float) -> list[Record]:
+def sides(kind: Recurrence, length: int, device: str) -> dict[str, Scan]:
+    """What is measured at one length: on a CPU beside transformers, on a GPU beside a package's kernels."""
+    if device == "cuda":
+        return {
+            f"{kind.own}, operator": kind.operator,
+            f"{kind.own}, {kind.package} alone": kind.kernels,
+            kind.own: kind.scan,
+        }
+    return {kind.own: kind.scan} | ({kind.peer: kind.peer_scan} if length == kind.peer_length else {})
+
+
+def measure(kind: Recurrence, length: int, device: str, repeats: int, seconds: float) -> list[Record]:
     """A record for each side at one length."""
-    inputs = kind.draw(length)
-    scans = {kind.own: kind.scan}
-    if length == kind.peer_length:
-        scans[kind.peer] = kind.peer_scan
+    inputs = [tensor.detach().to(device).requires_grad_() for tensor in kind.draw(length)]
+    scans = sides(kind, length, device)
     calls = {name: partial(train, scan, inputs) for name, scan in scans.items()}
-    peaks = {name: peak_bytes(call, "cpu") for name, call in calls.items()}  # and a warm-up
-    samples = interleaved_seconds(calls, "cpu", repeats=repeats, seconds=seconds)
+    peaks = {name: peak_bytes(call, device) for name, call in calls.items()}  # and a warm-up
+    samples = interleaved_seconds(calls, device, repeats=repeats, seconds=seconds)
     return [
         {
             "length": length,
@@ -85,7 +95,18 @@ def rows(result: Record) -> list[tuple[str, ...]]:
 def verdicts(result: Record) -> list[tuple[str, ...]]:
     """What each recurrence was to reach, and whether it did; a result may have some of them only."""
     found = {(record["recurrence"], record["length"]): record for record in result["results"]}
+    if result.get("device") == "cuda":
+        return [_on_top(kind, found) for kind in RECURRENCES]
     return [line for kind in RECURRENCES if (kind.own, LONG) in found for line in _verdicts(kind, found)]
+
+
+def _on_top(kind: Recurrence, found: dict[tuple[str, int], Record]) -> tuple[str, ...]:
+    ours, alone = (
+        found[f"{kind.own}, {side}", LONG]["seconds"] for side in ("operator", f"{kind.package} alone")
+    )
+    ratio = ours / alone
+    target = f"time of the operator at {LONG:,} / {kind.package} alone"
+    return (kind.own, target, "1.05", f"{ratio:.2f}", "yes" if ratio <= 1.05 else "no")
 
 
 def _verdicts(kind: Recurrence, found: dict[tuple[str, int], Record]) -> list[tuple[str, ...]]:
@@ -112,19 +133,28 @@ def main(
     ] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Quick calls are repeated for about so long.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [default: all cores]")] = None,
-    output: Annotated[Path, typer.Option(help="JSON file to write.")] = OUTPUT,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: the operators beside a package's kernels.")
+    ] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file to write. [default: in benchmarks/results]")
+    ] = None,
 ) -> None:
-    """Measures the chunked form of every recurrence on this machine's CPU, forward and backward."""
+    """Measures every recurrence on this machine's CPU or GPU, forward and backward."""
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise typer.BadParameter(f"--device is cpu or cuda, and torch must find it; not {device}")
+    output = output or (GPU_OUTPUT if device == "cuda" else OUTPUT)
     torch.set_num_threads(threads or cpu_count())
-    host = describe_machine("cpu")
+    host = describe_machine(device)
     warn_if_busy(host, NOTES.print)
     results = []
     for kind in RECURRENCES:
         for length in sorted({kind.peer_length, SHORT, MIDDLE, LONG}):
             NOTES.print(f"measuring {kind.own} at {length:,} tokens ...")
-            results += measure(kind, length, repeats, seconds)
+            results += measure(kind, length, device, repeats, seconds)
     result = {
         "format": FORMAT,
+        "device": device,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": host,
         "versions": {"torch": torch.__version__, "code": code_version()},

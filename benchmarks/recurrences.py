@@ -13,10 +13,15 @@ from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
 from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-from se_model.recurrence import delta_rule_chunked, ssd_chunked
+from se_model.recurrence import GATED_DELTA, MAMBA2, delta_rule_chunked, ssd_chunked
+from se_model.recurrence.fla_package import gated_delta_kernels, kda_kernels
+from se_model.recurrence.gated_delta.operator import delta_rule
+from se_model.recurrence.mamba2.operator import ssd
+from se_model.recurrence.mamba_ssm_package import mamba_chunk_scan
 
 HEADS = 8
 HEAD_SIZE, STATE_SIZE, GROUPS = 64, 128, 1  # Mamba-2's, as in its models of 1.3B and more
+KERNEL_CHUNK = 256  # what mamba-ssm's own layer takes
 KEY_SIZE = VALUE_SIZE = 128  # Qwen3-Next's and Kimi-Linear's
 
 Scan = Callable[..., Tensor]
@@ -32,6 +37,8 @@ class Recurrence:
         draw: makes float32 inputs for so many tokens.
         scan, peer_scan: take those and return the output.
         peer_length: tokens that the peer is measured at, and ours beside it.
+        package: whose kernels the operator takes on a GPU.
+        operator, kernels: what is measured there: what layers call, and the package's function alone.
         most_held: bytes per token and head that forward and backward should hold at once, with the output and
             every gradient.
     """
@@ -44,6 +51,9 @@ class Recurrence:
     peer_scan: Scan
     peer_length: int
     most_held: int
+    package: str
+    operator: Scan
+    kernels: Scan
 
 
 def draw_mamba2(length: int) -> list[Tensor]:
@@ -83,6 +93,15 @@ def _bamba(*inputs: Tensor) -> Tensor:
     return y
 
 
+def _ssd_operator(*inputs: Tensor) -> Tensor:
+    return ssd(*inputs, chunk_size=KERNEL_CHUNK)[0]
+
+
+def _mamba_ssm(*inputs: Tensor) -> Tensor:
+    y: Tensor = mamba_chunk_scan()(*inputs, KERNEL_CHUNK)
+    return y
+
+
 def _delta_rule(*inputs: Tensor) -> Tensor:
     return delta_rule_chunked(*inputs)[0]
 
@@ -97,6 +116,16 @@ def _kimi_linear(*inputs: Tensor) -> Tensor:
     return o
 
 
+def _delta_rule_operator(*inputs: Tensor) -> Tensor:
+    return delta_rule(*inputs)[0]
+
+
+def _fla(*inputs: Tensor) -> Tensor:
+    rule = gated_delta_kernels() if inputs[3].dim() == 3 else kda_kernels()
+    o: Tensor = rule(*inputs, use_qk_l2norm_in_kernel=True)[0]
+    return o
+
+
 # transformers' torch paths keep several GiB at lengths that take them minutes.
 RECURRENCES = (
     Recurrence(
@@ -108,6 +137,9 @@ RECURRENCES = (
         peer_scan=_bamba,
         peer_length=4096,
         most_held=1500,
+        package=MAMBA2.library.package,
+        operator=_ssd_operator,
+        kernels=_mamba_ssm,
     ),
     Recurrence(
         own="delta_rule_chunked",
@@ -118,6 +150,9 @@ RECURRENCES = (
         peer_scan=_qwen3_next,
         peer_length=4096,
         most_held=2500,
+        package=GATED_DELTA.library.package,
+        operator=_delta_rule_operator,
+        kernels=_fla,
     ),
     Recurrence(
         own="delta_rule_chunked, a decay per channel",
@@ -128,5 +163,8 @@ RECURRENCES = (
         peer_scan=_kimi_linear,
         peer_length=1024,
         most_held=3500,
+        package=GATED_DELTA.library.package,
+        operator=_delta_rule_operator,
+        kernels=_fla,
     ),
 )

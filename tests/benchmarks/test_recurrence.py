@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks import recurrence
-from benchmarks.recurrence import rows, verdicts
+from benchmarks.recurrence import rows, sides, verdicts
 from benchmarks.recurrences import HEADS, RECURRENCES
 
 MAMBA2, DELTA, CHANNELS = RECURRENCES
@@ -70,6 +71,26 @@ def test_lines_are_per_token_and_head(result):
     record["input_bytes"] = 800_000
     (line,) = rows({"results": [record]})
     assert line == ("1,000", MAMBA2.own, "2.00 µs", "10 B", "10%", "1,000 B")
+
+
+@pytest.mark.parametrize(("ours", "met"), [(1.04, "yes"), (1.06, "no")])
+def test_on_a_gpu_an_operator_is_judged_by_the_kernels_that_it_calls(ours, met):
+    records = []
+    for kind in RECURRENCES:
+        operator, alone, chunked = sides(kind, 65_536, "cuda")
+        times = {operator: ours, alone: 1.0, chunked: 9.0}
+        records += [{"recurrence": own, "length": 65_536, "seconds": time} for own, time in times.items()]
+    lines = verdicts({"device": "cuda", "results": records})
+    assert [(line[0], line[-1]) for line in lines] == [(kind.own, met) for kind in RECURRENCES]
+    assert {line[3] for line in lines} == {f"{ours:.2f}"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there_is_refused(device):
+    done = CliRunner().invoke(recurrence.app, ["--device", device])
+    assert done.exit_code == 2
+    assert device in done.output
 
 
 @pytest.mark.parametrize("kind", RECURRENCES, ids=lambda kind: kind.own)
