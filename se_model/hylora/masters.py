@@ -82,6 +82,11 @@ class Holding(nn.Module):
         plain: nn.Module = self
         plain.__class__ = self.own_class
 
+    @classmethod
+    def over(cls, own_class: type[nn.Module]) -> type[Holding]:
+        """The class of modules of another own class that hold the same weights."""
+        return _holding(own_class, cls.held)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.own_class, self.held, self.__dict__)
 

@@ -67,10 +67,10 @@ def corpus_with_a_word_that_does_not_exist(folder: Path) -> Path:
     return folder
 
 
-def model_that_looks_back_less_far(folder: Path) -> Path:
-    """A model with a sliding window, whose masks an attached attention refuses in its first forward."""
+def model_with_attention_dropout(folder: Path) -> Path:
+    """A model whose dropout an attached attention refuses in its first forward in training."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = AutoConfig.for_model("mistral", **sizes, num_key_value_heads=2, vocab_size=300, sliding_window=8)
+    config = AutoConfig.for_model("llama", **sizes, vocab_size=300, attention_dropout=0.1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -79,7 +79,7 @@ def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
     make_job: MakeJob, alone: Group, tmp_path: Path
 ) -> None:
     bug = make_job("bug", data=str(corpus_with_a_word_that_does_not_exist(tmp_path / "bad")), workers=2)
-    refused = make_job("refused", model=str(model_that_looks_back_less_far(tmp_path / "mistral")), steps=1)
+    refused = make_job("refused", model=str(model_with_attention_dropout(tmp_path / "llama")), steps=1)
     # The first checkpoint (about 470 KiB) fits; the second, which is written beside it, does not.
     small_disk = tmp_path / "disk"
     keys = {"steps": 3, "checkpoint_every": 1, "tokens_per_step": 64}
@@ -113,7 +113,7 @@ def test_a_failure_that_would_come_again_ends_the_training_without_a_restart(
     assert "Traceback" in Path(bug.output, "failure.txt").read_text()
 
     line, *rest = said[1]
-    assert re.match(r"the model refuses micro-batch 0: the model's mask is narrower", line)
+    assert re.match(r"the model refuses micro-batch 0: LlamaAttention asks for attention dropout 0.1", line)
     assert rest == ["[]", one_start, no_steps]
 
     line, *rest = said[2]

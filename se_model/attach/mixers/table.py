@@ -37,7 +37,7 @@ def replace_mixers(model: nn.Module, attachment: Attachment) -> None:
         if isinstance(module, AttachedMixer):
             setattr(module, MARK, attachment)
             for convolution in _convolutions(module, nn.Conv1d):
-                convolution.__class__ = CausalConv1d
+                convolution.__class__ = _in_place_of(type(convolution), CausalConv1d)
 
 
 def restore_mixers(model: nn.Module) -> None:
@@ -46,7 +46,7 @@ def restore_mixers(model: nn.Module) -> None:
         if isinstance(module, AttachedMixer):
             delattr(module, MARK)
             for convolution in _convolutions(module, CausalConv1d):
-                convolution.__class__ = nn.Conv1d
+                convolution.__class__ = _in_place_of(type(convolution), nn.Conv1d)
         if type(module) in _ORIGINALS:
             module.__class__ = _ORIGINALS[type(module)]
 
@@ -79,4 +79,10 @@ def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module
 
     transformers reads a convolution's weight and never calls it, so the layer's own forward stays right.
     """
-    return (module for module in mixer.modules() if type(module) is kind)
+    return (module for module in mixer.modules() if getattr(type(module), "own_class", type(module)) is kind)
+
+
+def _in_place_of(present: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+    """The class to give instead; one that was made over a convolution's own (`hylora/masters.py`) says it."""
+    made: type[nn.Module] = present.over(kind) if hasattr(present, "over") else kind
+    return made

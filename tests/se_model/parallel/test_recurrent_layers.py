@@ -106,6 +106,20 @@ class Case:
 
 
 def build(case: Case) -> nn.Module:
+    model = bare(case)
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = attach(model, case.attention)
+    set_step(model, 3)
+    if case.adapters:
+        model = adapt(model)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.to(case.dtype).train()
+
+
+def bare(case: Case) -> nn.Module:
     config = copy.deepcopy(CONFIGS[case.model.partition(",")[0]])
     for key, value in {"initializer_range": 0.1, **MODELS[case.model]}.items():
         assert hasattr(config, key), key
@@ -126,17 +140,7 @@ def build(case: Case) -> nn.Module:
             elif name.endswith("A_log"):
                 # The first token's state is whole at the last one: no error in handing it on can hide.
                 parameter.copy_(torch.linspace(-7, -4, parameter.numel()).view_as(parameter))
-    if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model = attach(model, case.attention)
-    set_step(model, 3)
-    if case.adapters:
-        torch.manual_seed(7)
-        model = apply_hylora(model, HyLoraConfig(rank=2, alpha=4))
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and "lora_A" not in name:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.to(case.dtype).train()
+    return model
 
 
 def run_shards(rank: int, ranks: int, cases: list[Case]) -> list[Outcome]:
@@ -242,6 +246,31 @@ def test_what_only_the_layers_themselves_know_they_compute_themselves(name: str)
     for part in mixers:
         padded = [model.get_submodule(part)(hidden, attention_mask=padding) for model in (ours, theirs)]
         assert torch.equal(*padded)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_matters_not_which_comes_first_the_adapter_or_the_attention(name: str) -> None:
+    """Trained copies in half precision are of classes of their own, made over that of the convolution."""
+    found = []
+    for order in ([attach_full, adapt], [adapt, attach_full]):
+        model: nn.Module = bare(Case(name)).to(torch.bfloat16)
+        for step in order:
+            model = step(model)
+        with torch.no_grad():
+            found.append(model.eval()(TOKENS, use_cache=False).logits)
+        detach(model)
+        assert not any(isinstance(module, CausalConv1d) for module in model.modules())
+        model(TOKENS, use_cache=False)
+    assert torch.equal(*found)
+
+
+def attach_full(model: nn.Module) -> nn.Module:
+    return attach(model, FULL)
+
+
+def adapt(model: nn.Module) -> nn.Module:
+    torch.manual_seed(7)
+    return apply_hylora(model, HyLoraConfig(rank=2, alpha=4))
 
 
 def test_attached_models_are_copied_and_pickled_with_their_layers() -> None:
