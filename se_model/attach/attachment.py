@@ -23,6 +23,7 @@ from se_model.attach.mixers import choose_backends, replace_mixers, restore_mixe
 from se_model.attach.packing import packing_refusal
 from se_model.attentions import AttentionConfig
 from se_model.loss import unwrap
+from se_model.recurrence.backends import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def attach(model: nn.Module, config: AttentionConfig, *, recurrence: str = "auto
         ValueError: if there is no layer to take, or one asks for what no attention here computes (a soft cap,
             attention sinks) or does not let its attention be chosen; names them.
     """
+    check_name(recurrence, "recurrence")
     causal_lm = unwrap(model)
     layers, left = layers_to_take(causal_lm), left_layers(causal_lm)
     if attached(causal_lm) is not None:

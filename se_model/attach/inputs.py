@@ -8,6 +8,7 @@ and which blocks span attention chooses depends on absolute positions, which ful
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,9 @@ def watch_inputs(
             state across them or transformers would not notice them; for a shard, if some layer would see its
             own rank's tokens only, or beside a cache; and where a backward pass repeats the whole decoder.
     """
-    begin = partial(_begin, attachment=attachment, packing_refusal=packing_refusal)
+    needs_bounds = not handles_packing(decoder) and bool(recurrent_layers(decoder))
+    complete = partial(_complete, packing_refusal=packing_refusal, needs_bounds=needs_bounds)
+    begin = partial(_begin, attachment=attachment, complete=complete)
     return (
         decoder.register_forward_pre_hook(begin, with_kwargs=True),
         decoder.register_forward_hook(partial(_end, attachment=attachment), always_call=True),
@@ -56,12 +59,12 @@ def _begin(
     kwargs: dict[str, Any],
     *,
     attachment: Attachment,
-    packing_refusal: str | None,
+    complete: Callable[[nn.Module, dict[str, Any], bool], bool],
 ) -> Call:
     parameters = inspect.signature(decoder.forward).parameters
     call = dict(zip(parameters, args, strict=False)) | kwargs
     sharded = call.get("shard") is not None
-    packed = _complete(decoder, call, sharded, packing_refusal)
+    packed = complete(decoder, call, sharded)
     number = number_call(decoder, call, attachment)
     attachment.call = RunningCall(number, packed, sharded)
     running.set(attachment)
@@ -73,8 +76,18 @@ def _end(decoder: nn.Module, args: tuple[Any, ...], output: Any, *, attachment: 
     running.set(None)
 
 
-def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_refusal: str | None) -> bool:
-    """Fills in what the call leaves out; returns whether a row of it holds several documents."""
+def _complete(
+    decoder: nn.Module,
+    call: dict[str, Any],
+    sharded: bool,
+    *,
+    packing_refusal: str | None,
+    needs_bounds: bool,
+) -> bool:
+    """Fills in what the call leaves out; returns whether a row of it holds several documents.
+
+    needs_bounds: some layers are recurrent, and see no positions.
+    """
     mask, positions = call.get("attention_mask"), call.get("position_ids")
     cu_seqlens = call.get("cu_seqlens")
     if cu_seqlens is None:
@@ -95,7 +108,7 @@ def _complete(decoder: nn.Module, call: dict[str, Any], sharded: bool, packing_r
             "position_ids restart as for packed documents, but transformers reads them so only where there "
             "is no attention_mask: leave it out, and padding with it"
         )
-    if packed and not handles_packing(decoder) and recurrent_layers(decoder):
+    if packed and needs_bounds:
         if cu_seqlens is None:
             cu_seqlens = _documents_of(positions)
         if call.get("use_cache") is None:

@@ -52,7 +52,7 @@ def mamba2_exchange(sizes: Mamba2Sizes, share: Share) -> Exchanged:
 def delta_rule_exchange(sizes: GatedDeltaSizes, share: Share) -> Exchanged:
     """What a gated delta layer exchanges: what its convolution looks back to, its states and transitions."""
     states = delta_rule(share, heads=sizes.heads, key_size=sizes.key_size, value_size=sizes.value_size)
-    return {CONVOLUTIONS: convolution(share, channels=sizes.channels, kernel=sizes.kernel), STATES: states}
+    return convolution_exchange(share, channels=sizes.channels, kernel=sizes.kernel) | {STATES: states}
 
 
 def selective_scan_exchange(sizes: SelectiveScanSizes, share: Share) -> Exchanged:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -18,6 +17,16 @@ logger = logging.getLogger(__name__)
 
 NAMES = ("library", "chunked", "naive")
 _HALVES = frozenset({torch.bfloat16, torch.float16})
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuses a name, of ``what`` in the message, that is neither "auto" nor a backend's.
+
+    Raises:
+        ValueError: listing the backends.
+    """
+    if name not in ("auto", *NAMES):
+        raise ValueError(f"{what} must be auto or one of {', '.join(NAMES)}; not {name!r}")
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,12 @@ class Library:
     Attributes:
         package: as pip knows it.
         installed: whether it is.
-        compute: with the signature of the kind's naive form.
         initial_state: whether it takes one.
         limits: by the name of a size, whether it is served, and what is said where it is not.
     """
 
     package: str
     installed: Callable[[], bool]
-    compute: Callable[..., Any]
     initial_state: bool = True
     limits: tuple[tuple[str, Callable[[int], bool], str], ...] = ()
 
@@ -98,10 +105,7 @@ class Recurrence:
 
 @lru_cache(maxsize=256)
 def _resolve(kind: Recurrence, wish: str, request: Request) -> str:
-    if wish != "auto" and wish not in NAMES:
-        raise ValueError(
-            f"the backend of {kind.name} must be auto or one of {', '.join(NAMES)}; not {wish!r}"
-        )
+    check_name(wish, f"the backend of {kind.name}")
     if wish in ("chunked", "naive"):
         return wish
     reason = kind.library.refusal(request)

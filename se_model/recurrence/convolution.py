@@ -16,7 +16,6 @@ CONVOLUTION = Recurrence(
     library=Library(
         package="causal-conv1d",
         installed=has_causal_conv1d,
-        compute=convolution_library,
         limits=(
             ("width", lambda size: 2 <= size <= 4, "windows of 2 to 4 tokens"),
             ("channels", lambda size: size % 8 == 0, "multiples of 8 channels"),

@@ -11,7 +11,6 @@ from se_model.attach.marks import MARK, Attachment
 from se_model.attach.mixers import gated_delta, mamba1, mamba2, short_convolution
 from se_model.attach.mixers.mixer import AttachedMixer
 from se_model.recurrence import CausalConv1d, Recurrence
-from se_model.recurrence.backends import NAMES
 
 _ATTACHED: tuple[type[nn.Module], ...] = (
     *gated_delta.LAYERS,
@@ -52,13 +51,7 @@ def restore_mixers(model: nn.Module) -> None:
 
 
 def choose_backends(model: nn.Module, name: str) -> None:
-    """Have the recurrences of all layers computed by the backend of this name, or "auto".
-
-    Raises:
-        ValueError: if there is no such backend.
-    """
-    if name not in ("auto", *NAMES):
-        raise ValueError(f"recurrence must be auto or one of {', '.join(NAMES)}; not {name!r}")
+    """Have the recurrences of all layers computed by the backend of this name, or "auto"."""
     layer: Any
     for layer in model.modules():
         if hasattr(type(layer), "recurrence_backend"):

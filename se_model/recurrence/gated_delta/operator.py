@@ -20,7 +20,6 @@ GATED_DELTA = Recurrence(
     library=Library(
         package="flash-linear-attention",
         installed=has_fla,
-        compute=delta_rule_library,
         limits=(("key_size", lambda size: size <= 256, "keys of up to 256 numbers"),),
     ),
     keeps="its inputs and a state for each 512 tokens",

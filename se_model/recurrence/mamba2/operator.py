@@ -20,7 +20,6 @@ MAMBA2 = Recurrence(
     library=Library(
         package="mamba-ssm",
         installed=has_mamba_ssm,
-        compute=ssd_library,
         limits=(("chunk_size", lambda size: size & (size - 1) == 0, "chunks of a power of two tokens"),),
     ),
     keeps="its inputs and a state for each 1,024 tokens",

@@ -18,7 +18,6 @@ MAMBA1 = Recurrence(
     library=Library(
         package="mamba-ssm",
         installed=has_mamba_ssm,
-        compute=selective_scan_library,
         initial_state=False,
         limits=(("state_size", lambda size: size <= 256, "states of up to 256 numbers"),),
     ),
