@@ -1,4 +1,4 @@
-"""What a causal language model predicts at chosen positions, without ever holding the `L x vocabulary` logits.
+"""What a causal language model predicts at chosen positions, without holding the `L x vocabulary` logits.
 
 For scoring: how likely it finds tokens that are there, and whether each is its first choice.
 """
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 
 class Predictions(NamedTuple):
-    """For each chosen token: the logarithm of its probability, float32 or wider, and whether none is likelier.
-
-    Both are [N], on the model's device.
+    """For each chosen token, [N]: the logarithm of its probability, in float32 or wider, and whether the model
+    finds none likelier.
     """
 
     log_likelihoods: Tensor
