@@ -14,6 +14,7 @@ from torch import nn
 from pipelines.errors import EspanError
 from pipelines.evaluate.perplexity import WindowSource, score_perplexity
 from pipelines.evaluate.recall import score_recall
+from pipelines.evaluate.scores import prompt_hash
 from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, deal
 from pipelines.models.fitting import attention_config
 from pipelines.models.loading import load_model
@@ -86,7 +87,8 @@ class Scorer:
             return self._recall(unit, model)
         assert self.windows is not None, "perplexity units come with windows"
         windows = self.windows.read(unit.first, unit.count, unit.length)
-        return UnitResult(nats=score_perplexity(model, windows, scored=self.scored))
+        nats = score_perplexity(model, windows, scored=self.scored)
+        return UnitResult(nats=nats, prompts=[prompt_hash(window) for window in windows.tolist()])
 
     def _recall(self, unit: RecallUnit, model: nn.Module) -> UnitResult:
         assert self.tokenizer is not None, "recall units come with a tokenizer"
@@ -96,7 +98,8 @@ class Scorer:
         with record_selections() as selections:
             selections.ask(partial(cases_in, tokenizer, rows, joined=False))
             answers = score_recall(model, samples)
-        return UnitResult(answers=answers, hits=selections.hits())
+        prompts = [prompt_hash(sample.input_ids) for sample in samples]
+        return UnitResult(answers=answers, hits=selections.hits(), prompts=prompts)
 
     def _prompts(self, unit: RecallUnit, tokenizer: PreTrainedTokenizerBase) -> list[RecallSample]:
         indices = range(unit.first, unit.first + unit.count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +17,21 @@ from pipelines.evaluate.beginning import of_source
 from pipelines.evaluate.check import reservation
 from pipelines.evaluate.parallel import Scorer, score_units
 from pipelines.evaluate.perplexity import WindowSource, find_windows
-from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, RetrievalScore, Scores
+from pipelines.evaluate.scores import (
+    Measure,
+    PerplexityScore,
+    RetrievalScore,
+    Sample,
+    Scores,
+    TaskScore,
+    write_samples,
+)
 from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, perplexity_units, recall_units
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import pinned
 from pipelines.prepare.shards import split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection
-from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.precision import NoBfloat16Error, choose_precision, torch_dtype, without_bf16
 from pipelines.system.reserved_tasks import memory_to_reserve
@@ -38,7 +44,11 @@ def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
     """Scores the model, writes `scores.json` and `samples.jsonl`, and returns the scores by length."""
     scores = evaluate(keys, context)
     scores.write(context.output)
-    recall = {length: scores.recall_at(length) for length in scores.recall_lengths}
+    recall = {
+        length: mean.value
+        for length in scores.lengths("recall")
+        if (mean := scores.mean_at("recall", length))
+    }
     perplexity = {score.length: score.perplexity for score in scores.perplexity}
     headline = []
     if recall:
@@ -105,17 +115,14 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
         outcomes = score(replace(scorer, dtype=torch_dtype(choice.precision), check_bf16=False))
     rows = _Rows.gather(units, outcomes)
-    storage.write_text_atomic(
-        storage.join(context.output, SAMPLES_FILE),
-        "".join(json.dumps(sample) + "\n" for sample in rows.samples()),
-    )
+    write_samples(context.output, rows.samples(scorer.scored))
     return Scores(
         model=keys.written.model,
         attention=keys.attention.model_dump(mode="json"),
         precision=choice.precision,
         seed=context.seed,
-        recall=tuple(
-            RecallScore.of(task, length, answers) for (task, length), answers in rows.recall.items()
+        tasks=tuple(
+            TaskScore.of_recall(task, length, answers) for (task, length), answers in rows.recall.items()
         ),
         perplexity=tuple(
             PerplexityScore.of(length, scorer.scored, nats) for length, nats in rows.perplexity.items()
@@ -152,11 +159,13 @@ def _units(keys: EvaluateKeys, windows: WindowSource | None) -> list[Unit]:
 class _Rows:
     """The outcome of every prompt by (task, length), and of every document by length, in order.
 
+    `prompts`: by (task, length), the hash of each, `perplexity` being the task of documents.
     `hits`: by length of the prompts, what their choices of blocks found.
     """
 
     recall: dict[tuple[str, int], list[list[bool]]] = field(default_factory=lambda: defaultdict(list))
     perplexity: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    prompts: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     hits: dict[int, list[Hits]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
@@ -166,17 +175,37 @@ class _Rows:
             outcome = outcomes[unit]
             if isinstance(unit, RecallUnit):
                 rows.recall[unit.task, unit.length] += outcome.answers
+                rows.prompts[unit.task, unit.length] += outcome.prompts
                 if outcome.hits is not None:
                     rows.hits[unit.length].append(outcome.hits)
             else:
                 rows.perplexity[unit.length] += outcome.nats
+                rows.prompts["perplexity", unit.length] += outcome.prompts
         return rows
 
-    def samples(self) -> Iterator[dict[str, Any]]:
-        """Yields one record per prompt and per document, as `samples.jsonl` holds them."""
-        for (task, length), prompts in self.recall.items():
-            for index, answers in enumerate(prompts):
-                yield {"task": task, "length": length, "index": index, "answers": answers}
+    def samples(self, scored: int) -> Iterator[Sample]:
+        """Yields one record per prompt and per document; `scored` tokens of each document count."""
+        for (task, length), outcomes in self.recall.items():
+            for index, answers in enumerate(outcomes):
+                yield self._sample(
+                    "recall", task, length, index, "recall", sum(answers) / len(answers), answers=answers
+                )
         for length, documents in self.perplexity.items():
             for index, nats in enumerate(documents):
-                yield {"task": "perplexity", "length": length, "index": index, "nats": nats}
+                yield self._sample(
+                    "perplexity", "perplexity", length, index, "loss", nats / scored, nats=nats
+                )
+
+    def _sample(
+        self, measure: Measure, task: str, length: int, index: int, metric: str, value: float, **extras: Any
+    ) -> Sample:
+        return Sample(
+            measure=measure,
+            task=task,
+            length=length,
+            index=index,
+            prompt=self.prompts[task, length][index],
+            metric=metric,
+            value=value,
+            **extras,
+        )

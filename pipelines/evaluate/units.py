@@ -58,11 +58,13 @@ class UnitResult:
         answers: of a recall unit: for each prompt, whether each of its answers was given.
         hits: of a recall unit: how often the needles that are asked for were among the blocks chosen.
         nats: of a perplexity unit: the negative log-likelihood of each window's scored tokens.
+        prompts: `prompt_hash` of each prompt or window.
     """
 
     answers: list[list[bool]] = field(default_factory=list)
     hits: Hits | None = None
     nats: list[float] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
 
 
 def recall_units(
