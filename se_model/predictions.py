@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class Predictions(NamedTuple):
-    """For each chosen token, [N]: the logarithm of its probability, in float32 or wider, and whether the model
-    finds none likelier.
+    """Of each chosen token, [N]: the logarithm of its probability, in float32 or wider, and whether it is the
+    model's first choice.
     """
 
     log_likelihoods: Tensor

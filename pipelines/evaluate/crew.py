@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +52,9 @@ class _Seat:
     def score(self, unit: Unit) -> Outcome | None:
         """Returns what becomes of a unit; of a crew the first worker tells."""
         assert self._worker is not None, "a crew loads the model before it scores"
+        started = time.perf_counter()
         outcome = unit.score(self._worker)
-        return outcome if self._rank == 0 else None
+        return {**outcome, "seconds": time.perf_counter() - started} if self._rank == 0 else None
 
 
 @dataclass

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipelines.evaluate.fleet import Fleet
-from pipelines.evaluate.perplexity import PerplexityUnit
+from pipelines.evaluate.perplexity import PerplexityUnit, bin_bounds
 from pipelines.evaluate.recall import RecallUnit, read_hits
-from pipelines.evaluate.scores import PerplexityScore, RecallScore, RetrievalScore
+from pipelines.evaluate.scores import Measure as Name
+from pipelines.evaluate.scores import (
+    PerplexityScore,
+    PositionBin,
+    PositionLoss,
+    RetrievalScore,
+    Sample,
+    TaskScore,
+    Throughput,
+)
+from pipelines.evaluate.units import Outcome, Unit
 from se_model.span.hits import Hits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """What a measure found.
+    """What was found, in the records of `scores.json` and `samples.jsonl`."""
 
-    Attributes:
-        scores: attributes of `Scores`.
-        samples: one record per prompt or document, as `samples.jsonl` holds them.
-    """
-
-    scores: Mapping[str, Any]
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
+    perplexity: list[PerplexityScore] = field(default_factory=list)
+    positions: list[PositionLoss] = field(default_factory=list)
+    retrieval: list[RetrievalScore] = field(default_factory=list)
+    throughput: list[Throughput] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
 
 class Measure(Protocol):
     """One of the things that an evaluation measures."""
 
-    def measure(self, fleet: Fleet) -> Found:
-        """Has everything scored, and returns what that comes to."""
+    def measure(self, fleet: Fleet, found: Found) -> None:
+        """Has everything scored, and adds what that comes to."""
         ...
 
 
@@ -41,27 +50,37 @@ class Recall:
 
     units: Sequence[RecallUnit]
 
-    def measure(self, fleet: Fleet) -> Found:
+    def measure(self, fleet: Fleet, found: Found) -> None:
         """As `Measure.measure`."""
         answers: dict[tuple[str, int], list[list[bool]]] = defaultdict(list)
         hits: dict[int, list[Hits]] = defaultdict(list)
-        for unit, outcome in zip(self.units, fleet.score(self.units, "recall"), strict=True):
-            answers[unit.task, unit.length] += outcome["answers"]
+        outcomes = fleet.score(self.units, "recall")
+        found.throughput.append(throughput("recall", self.units, outcomes))
+        for unit, outcome in zip(self.units, outcomes, strict=True):
+            given = answers[unit.task, unit.length]
+            found.samples += [
+                Sample(
+                    measure="recall",
+                    task=unit.task,
+                    length=unit.length,
+                    index=len(given) + number,
+                    prompt=prompt,
+                    metric="recall",
+                    value=sum(each) / len(each),
+                    answers=each,
+                )
+                for number, (each, prompt) in enumerate(
+                    zip(outcome["answers"], outcome["prompts"], strict=True)
+                )
+            ]
+            given += outcome["answers"]
             hits[unit.length].append(read_hits(outcome["hits"]))
-        scores = {
-            "recall": tuple(RecallScore.of(*where, prompts) for where, prompts in answers.items()),
-            "retrieval": tuple(
-                RetrievalScore.model_validate({"length": length, **means})
-                for length, found in hits.items()
-                if (means := Hits.together(found).means())
-            ),
-        }
-        samples = [
-            {"task": task, "length": length, "index": index, "answers": given}
-            for (task, length), prompts in answers.items()
-            for index, given in enumerate(prompts)
+        found.tasks += [TaskScore.of_recall(*where, prompts) for where, prompts in answers.items()]
+        found.retrieval += [
+            RetrievalScore.model_validate({"length": length, **means})
+            for length, each in hits.items()
+            if (means := Hits.together(each).means())
         ]
-        return Found(scores, samples)
 
 
 @dataclass(frozen=True)
@@ -70,16 +89,52 @@ class Perplexity:
 
     units: Sequence[PerplexityUnit]
 
-    def measure(self, fleet: Fleet) -> Found:
+    def measure(self, fleet: Fleet, found: Found) -> None:
         """As `Measure.measure`."""
         nats: dict[int, list[float]] = defaultdict(list)
-        scored = self.units[0].scored
-        for unit, outcome in zip(self.units, fleet.score(self.units, "perplexity"), strict=True):
-            nats[unit.length] += outcome["nats"]
-        samples = [
-            {"task": "perplexity", "length": length, "index": index, "nats": each}
-            for length, documents in nats.items()
-            for index, each in enumerate(documents)
-        ]
-        scores = tuple(PerplexityScore.of(length, scored, documents) for length, documents in nats.items())
-        return Found({"perplexity": scores}, samples)
+        bins: list[list[float]] = []
+        outcomes = fleet.score(self.units, "perplexity")
+        found.throughput.append(throughput("perplexity", self.units, outcomes))
+        for unit, outcome in zip(self.units, outcomes, strict=True):
+            documents = nats[unit.length]
+            found.samples += [
+                Sample(
+                    measure="perplexity",
+                    task="perplexity",
+                    length=unit.length,
+                    index=len(documents) + number,
+                    prompt=prompt,
+                    metric="loss",
+                    value=each / unit.scored,
+                    nats=each,
+                )
+                for number, (each, prompt) in enumerate(zip(outcome["nats"], outcome["prompts"], strict=True))
+            ]
+            documents += outcome["nats"]
+            bins += outcome.get("bins", [])
+        (tokens,) = {unit.scored for unit in self.units}
+        found.perplexity += [PerplexityScore.of(length, tokens, each) for length, each in nats.items()]
+        if bins:
+            found.positions.append(_by_position(max(nats), bins))
+
+
+def throughput(measure: Name, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> Throughput:
+    """How fast units were scored, by the time that each took."""
+    return Throughput.of(
+        measure,
+        prompts=sum(unit.count for unit in units),
+        tokens=sum(unit.tokens for unit in units),
+        seconds=sum(outcome["seconds"] for outcome in outcomes),
+    )
+
+
+def _by_position(length: int, bins: Sequence[Sequence[float]]) -> PositionLoss:
+    """Sums up the nats of each window's bins."""
+    bounds = bin_bounds(length, len(bins[0]))
+    return PositionLoss(
+        length=length,
+        bins=tuple(
+            PositionBin.of(first, end - 1, nats)
+            for (first, end), nats in zip(bounds, zip(*bins, strict=True), strict=True)
+        ),
+    )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.scores import prompt_hash
 from pipelines.evaluate.units import Outcome, batches
 from pipelines.evaluate.windows import WindowSource
 from pipelines.evaluate.worker import Worker
@@ -55,7 +56,7 @@ class PerplexityUnit:
         return self.count * self.length
 
     def score(self, worker: Worker) -> Outcome:
-        """Returns `nats` of each window's scored tokens and `bins`, those of each window's bins.
+        """Returns `nats` of each window's scored tokens, `bins`, those of its bins, and `prompts`, its hash.
 
         Raises:
             EspanError: a loss is infinite or not a number.
@@ -67,7 +68,10 @@ class PerplexityUnit:
             raise EspanError(
                 f"perplexity at {self.length} tokens: the loss is not a number; check weights and precision"
             )
-        found: Outcome = {"nats": nats[:, -self.scored :].sum(1).tolist()}
+        found: Outcome = {
+            "nats": nats[:, -self.scored :].sum(1).tolist(),
+            "prompts": [prompt_hash(window) for window in windows.tolist()],
+        }
         if self.bins:
             bins = bin_bounds(self.length, self.bins)
             found["bins"] = [[float(row[a - 1 : b - 1].sum()) for a, b in bins] for row in nats]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.evaluate.scores import prompt_hash
 from pipelines.evaluate.units import Outcome, batches
 from pipelines.evaluate.worker import Worker, tokenizer_of
 from pipelines.needles.compose import RecallSample, recall_prompt
@@ -55,7 +56,9 @@ class RecallUnit:
         return self.count * self.length
 
     def score(self, worker: Worker) -> Outcome:
-        """Returns for each prompt in `answers` whether each was given, and in `hits` what choices found."""
+        """Returns `answers` of each prompt, whether each was given, `hits`, what choices of blocks found, and
+        `prompts`, its hash.
+        """
         tokenizer = tokenizer_of(self.tokenizer)
         samples = self.prompts()
         rows = [(sample.input_ids, [len(sample.input_ids)]) for sample in samples]
@@ -64,7 +67,11 @@ class RecallUnit:
             if worker.group is None:
                 selections.ask(partial(cases_in, tokenizer, rows, joined=False))
             answers = score_recall(worker.predict, samples)
-        return {"answers": answers, "hits": hits_record(selections.hits())}
+        return {
+            "answers": answers,
+            "hits": hits_record(selections.hits()),
+            "prompts": [prompt_hash(sample.input_ids) for sample in samples],
+        }
 
     def prompts(self) -> list[RecallSample]:
         """Returns the unit's prompts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pipelines.evaluate.measures import Found, Measure, Perplexity, Recall
 from pipelines.evaluate.outcomes import FOLDER, Outcomes
 from pipelines.evaluate.perplexity import perplexity_units
 from pipelines.evaluate.recall import recall_units
-from pipelines.evaluate.scores import SAMPLES_FILE, Scores
+from pipelines.evaluate.scores import Scores, write_samples
 from pipelines.evaluate.windows import WindowSource, find_windows
 from pipelines.evaluate.worker import Scorer
 from pipelines.models.merging import loaded_bytes
@@ -40,7 +39,11 @@ def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
     scores = evaluate(keys, context)
     scores.write(context.output)
     storage.remove_folder(storage.join(context.output, FOLDER))
-    recall = {length: scores.recall_at(length) for length in scores.recall_lengths}
+    recall = {
+        length: mean.value
+        for length in scores.lengths("recall")
+        if (mean := scores.mean_at("recall", length))
+    }
     perplexity = {score.length: score.perplexity for score in scores.perplexity}
     headline = []
     if recall:
@@ -90,7 +93,7 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
     measures = _measures(keys, context.seed, tokenizer and pinned(tokenizer), bos, windows)
 
-    def score(choice: Choice) -> list[Found]:
+    def score(choice: Choice) -> Found:
         context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
         kept = Outcomes(storage.join(context.output, FOLDER, choice.precision))
         with Fleet(
@@ -100,21 +103,27 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
             label=context.name,
             progress=context.progress,
         ) as fleet:
-            return [measure.measure(fleet) for measure in measures]
+            found = Found()
+            for measure in measures:
+                measure.measure(fleet, found)
+            return found
 
     try:
         found = score(choice)
     except NoBfloat16Error as error:  # all scores or none are in bf16
         choice = without_bf16(error)
         found = score(choice)
-    samples = "".join(json.dumps(sample) + "\n" for each in found for sample in each.samples)
-    storage.write_text_atomic(storage.join(context.output, SAMPLES_FILE), samples)
+    write_samples(context.output, found.samples)
     return Scores(
         model=keys.written.model,
         attention=keys.attention.model_dump(mode="json"),
         precision=choice.precision,
         seed=context.seed,
-        **{name: value for each in found for name, value in each.scores.items()},
+        tasks=tuple(found.tasks),
+        perplexity=tuple(found.perplexity),
+        positions=tuple(found.positions),
+        retrieval=tuple(found.retrieval),
+        throughput=tuple(found.throughput),
         seconds=round(time.monotonic() - started, 3),
         machine=machine(),
         versions=decisive_versions(),

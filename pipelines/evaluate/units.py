@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate.worker import Worker
 
 Outcome = dict[str, Any]
-"""What became of a unit's rows, in order; can be written as JSON."""
+"""What became of a unit's rows, in order; can be written as JSON. `seconds`: how long that took."""
 
 
 class Unit(Protocol):
@@ -21,6 +21,11 @@ class Unit(Protocol):
     @property
     def key(self) -> str:
         """Names it among all units of an evaluation, the same in every run of the recipe; a file's name."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many rows it has."""
         ...
 
     @property

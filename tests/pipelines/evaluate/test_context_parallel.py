@@ -38,8 +38,8 @@ def test_several_workers_give_the_scores_of_one(
     one = samples(tmp_path / "one", model_folder, shards, attention=attention)
     shared = samples(tmp_path / "shared", model_folder, shards, attention=attention, context_parallel=ranks)
     for alone, together in zip(one, shared, strict=True):
-        nats = together.pop("nats", 0.0), alone.pop("nats", 0.0)
-        assert nats[0] == pytest.approx(nats[1], rel=F32)
+        for name in ("value", "nats"):
+            assert together.pop(name, 0.0) == pytest.approx(alone.pop(name, 0.0), rel=F32)
         assert together == alone
 
 
