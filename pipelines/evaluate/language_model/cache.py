@@ -64,11 +64,14 @@ def cache_size(config: PreTrainedConfig, dtype: torch.dtype) -> CacheSize:
     # An attached model's configuration names an attention that only that model has.
     with torch.device("meta"), torch.no_grad():
         model: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation="eager"
+            copy.deepcopy(config),
+            dtype=dtype,
+            attn_implementation="eager",
+            experts_implementation="batched_mm",  # the others look at values, or at no float32
         )
         decoder = getattr(model.eval(), model.base_model_prefix)
         output = decoder(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True)
-    cache = known_cache(output.past_key_values, model)
+    cache = known_cache(output, model)
     states, layers = 0, []
     for layer in cache.layers:
         states += sum(tensor.nbytes for _, _, tensor in _tensors(layer, _STATES))
@@ -87,18 +90,19 @@ def cache_bytes(model: nn.Module, tokens: int, rows: int = 1) -> int:
     return cache_size(causal_lm.config, causal_lm.dtype).bytes(tokens, rows)
 
 
-def known_cache(cache: Any, model: nn.Module) -> DynamicCache:
-    """Returns a model's cache.
+def known_cache(output: Any, model: nn.Module) -> DynamicCache:
+    """Returns the cache in what a model's decoder returned.
 
     Raises:
         EspanError: it is none that is known here, or has a layer that is not.
     """
-    unknown = [cache] if type(cache) is not DynamicCache else cache.layers
-    unknown = [type(each).__name__ for each in unknown if type(each) not in _KNOWN_LAYERS]
+    cache = getattr(output, "past_key_values", None)
+    parts = cache.layers if type(cache) is DynamicCache else [cache]
+    unknown = [type(part).__name__ for part in parts if type(part) not in _KNOWN_LAYERS]
     if unknown:
+        kept = "returns no cache" if cache is None else f"keeps its past in a {unknown[0]}"
         raise EspanError(
-            f"{type(unwrap(model)).__name__} keeps past tokens in a {unknown[0]}, which is not known here, "
-            "so it cannot generate; its log-likelihoods can be had"
+            f"{type(unwrap(model)).__name__} {kept}: it cannot generate here, but log-likelihoods can be had"
         )
     return cache
 

@@ -116,7 +116,7 @@ class _Rows:
         tokens = [[*[0] * (width - len(prompt)), *prompt] for prompt in prompts]
         positions = None if self.apart else (self._mask().cumsum(1) - 1).clamp(min=0)
         output = self._forward(torch.tensor(tokens, device=self.device), positions, None)
-        return known_cache(output.past_key_values, self.model), output.last_hidden_state[:, -1].clone()
+        return known_cache(output, self.model), output.last_hidden_state[:, -1].clone()
 
     def _forward(self, tokens: Tensor, positions: Tensor | None, cache: DynamicCache | None) -> Any:
         """tokens: [B, L], the last of the rows; positions: [B, L]; None: from 0, without padding."""
