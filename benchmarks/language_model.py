@@ -135,7 +135,7 @@ def verdicts(result: Record) -> list[tuple[str, ...]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for record in result["results"]:
         found.setdefault((record["model"], record["requests"]), {})[record["by"]] = record["seconds"]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for (model, requests), seconds in found.items():
         ratio = seconds[OWN] / min(taken for side, taken in seconds.items() if side != OWN)
         met = "yes" if ratio <= 1 else "no"

@@ -96,7 +96,7 @@ def known_cache(output: Any, model: nn.Module) -> DynamicCache:
     Raises:
         EspanError: it is none that is known here, or has a layer that is not.
     """
-    cache = getattr(output, "past_key_values", None)
+    cache: Any = getattr(output, "past_key_values", None)
     parts = cache.layers if type(cache) is DynamicCache else [cache]
     unknown = [type(part).__name__ for part in parts if type(part) not in _KNOWN_LAYERS]
     if unknown:

@@ -132,10 +132,9 @@ class Encoder:
         if before:
             after = self._text(bare + moved)[len(before) :]
         else:
-            after = self._encoded(moved, special=False)
-            # What the text begins with itself is not put before it once more.
-            before = after[:1] if after[:1] == [self.prefix] else [self.prefix]
-            after = after[1:] if after[:1] == [self.prefix] else after
+            before, after = [self.prefix], self._encoded(moved, special=False)
+            if after[:1] == before:  # a text that begins so itself
+                after = after[1:]
         if not after:
             raise EspanError(
                 f"a continuation of {len(continuation)} characters, {continuation[:40]!r}, adds no token to "

@@ -73,10 +73,10 @@ class _Rows:
     """
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], tokens_per_batch: int) -> None:
-        self.model = model
-        self.decoder: Any = getattr(model, str(model.base_model_prefix))
-        self.device = next(model.parameters()).device
-        attention = attached(model)
+        self.causal_lm = unwrap(model)
+        self.decoder: Any = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+        self.device = self.causal_lm.device
+        attention = attached(self.causal_lm)
         self.apart = not (isinstance(attention, SpanConfig) and attention.decoding == "span")
         lengths = [len(prompt) for prompt in prompts]
         groups = batches(lengths, tokens_per_batch=tokens_per_batch, alike=True)
@@ -92,7 +92,7 @@ class _Rows:
 
     def choose(self) -> list[int]:
         """Chooses the likeliest next token of each row, and returns them."""
-        self.chosen = head_of(unwrap(self.model))(self.hidden).argmax(dim=-1)
+        self.chosen = head_of(self.causal_lm)(self.hidden).argmax(dim=-1)
         return [int(token) for token in self.chosen.tolist()]
 
     def keep(self, places: list[int]) -> None:
@@ -116,7 +116,7 @@ class _Rows:
         tokens = [[*[0] * (width - len(prompt)), *prompt] for prompt in prompts]
         positions = None if self.apart else (self._mask().cumsum(1) - 1).clamp(min=0)
         output = self._forward(torch.tensor(tokens, device=self.device), positions, None)
-        return known_cache(output, self.model), output.last_hidden_state[:, -1].clone()
+        return known_cache(output, self.causal_lm), output.last_hidden_state[:, -1].clone()
 
     def _forward(self, tokens: Tensor, positions: Tensor | None, cache: DynamicCache | None) -> Any:
         """tokens: [B, L], the last of the rows; positions: [B, L]; None: from 0, without padding."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipelines.evaluate.language_model.batches import batches
 from pipelines.evaluate.language_model.encode import ScoredTokens
 from se_model.attach import attached
-from se_model.loss import head_of
+from se_model.loss import head_of, unwrap
 
 Likelihood = tuple[float, bool]
 """A continuation's log-likelihood in nats, and whether each of its tokens is the model's first choice."""
@@ -58,13 +58,14 @@ def score(
 
 def _hidden(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
     """The decoder's last hidden states of rows, the longest first: [B, L, E]; padding's mean nothing."""
-    device, longest = next(model.parameters()).device, len(rows[0])
+    causal_lm = unwrap(model)
+    device, longest = causal_lm.device, len(rows[0])
     padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     arguments = {}
-    if attached(model) is not None and len(rows[-1]) < longest:
+    if attached(causal_lm) is not None and len(rows[-1]) < longest:
         lengths = torch.tensor([len(row) for row in rows], device=device)
         arguments["attention_mask"] = (torch.arange(longest, device=device) < lengths[:, None]).long()
-    decoder = getattr(model, str(model.base_model_prefix))
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
     hidden: Tensor = decoder(input_ids=padded, use_cache=False, **arguments).last_hidden_state
     return hidden
 
@@ -86,7 +87,7 @@ def _likelihoods(
         [at for _, end, length in spans for at in range(end - length, end)], device=device
     )
     targets = torch.tensor([token for each in continuations for token in each], device=device)
-    head = head_of(model)
+    head = head_of(unwrap(model))
     nats, first_choices = [], []
     for part, wanted in zip(
         hidden[rows, positions].split(head_tokens), targets.split(head_tokens), strict=True

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.pipelines.evaluate.language_model.tiny import ARCHITECTURES, SPECIAL, lively, train_tokenizer
+from tests.pipelines.evaluate.language_model.tiny import SPECIAL, THREE, lively, train_tokenizer
 from tests.se_model.tiny_models import tiny_model
 
 
@@ -24,6 +24,6 @@ def model_of() -> Callable[[str], PreTrainedModel]:
     return lambda name: lively(tiny_model(name, vocab_size=320))
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=THREE)
 def model(request: pytest.FixtureRequest, model_of: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
     return model_of(request.param)

@@ -14,7 +14,7 @@ from pipelines.evaluate.language_model.requests import generate
 from pipelines.evaluate.language_model.stopping import Generation, Stops, check_greedy
 from se_model import SpanConfig, attach
 from tests.pipelines.evaluate.language_model.tiny import (
-    ARCHITECTURES,
+    THREE,
     instances,
     lively,
     lm_eval_model,
@@ -22,7 +22,7 @@ from tests.pipelines.evaluate.language_model.tiny import (
     random_rows,
 )
 from tests.se_model.architectures.beyond import SOME_WINDOWS, beyond_causal
-from tests.se_model.tiny_models import UNKNOWN
+from tests.se_model.tiny_models import ARCHITECTURES, UNKNOWN
 
 CONTEXTS = ["A tiny", "models of several architectures  ", "", "rows " * 20, "x"]
 LENGTHS = (37, 24, 3, 24, 1, 2, 60)
@@ -48,7 +48,7 @@ def step_by_step(model, prompt, ends=never):
     return row[len(prompt.inputs) :]
 
 
-@pytest.mark.parametrize("stop", [[], ["e "], ["\n", "th", "q"], ["</s>", "no such text"]], ids=str)
+@pytest.mark.parametrize("stop", [[], ["e "], ["\n", "th", "q", "no such text"]], ids=str)
 def test_texts_are_those_of_lm_eval(model, tokenizer, stop):
     asked = {"until": stop, "max_gen_toks": 20}
     lm = lm_eval_model(model, tokenizer)
@@ -67,6 +67,12 @@ def test_prompts_of_unequal_length_together_are_continued_as_each_without_a_cach
     assert found == [step_by_step(model, prompt, ends) for prompt in prompts]
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_continues_prompts_together_as_each_without_a_cache(model_of, name):
+    model, prompts = model_of(name), prompts_of(11, 3, 1, 3, new=5)
+    assert continue_prompts(model, prompts, ends=never) == [step_by_step(model, prompt) for prompt in prompts]
+
+
 @pytest.mark.parametrize("name", SOME_WINDOWS)
 def test_layers_with_a_sliding_window_are_continued_as_without_a_cache(name):
     model = lively(beyond_causal(name))
@@ -75,7 +81,7 @@ def test_layers_with_a_sliding_window_are_continued_as_without_a_cache(name):
 
 
 @pytest.mark.parametrize("decoding", ["full", "span"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*THREE, "bamba"])
 def test_with_span_attention_prompts_together_are_continued_as_each_alone(model_of, name, decoding):
     model = attach(model_of(name), replace(SPAN, decoding=decoding))
     prompts = prompts_of(*LENGTHS)

@@ -39,6 +39,13 @@ def test_log_likelihoods_are_those_of_lm_eval(model, tokenizer):
     assert_alike(loglikelihoods(model, tokenizer, PAIRS, tokens_per_batch=100), expected)
 
 
+def test_logits_are_scaled_as_the_model_scales_them(model_of, tokenizer):
+    model = model_of("granitemoehybrid")
+    model.config.logits_scaling = 3.0
+    expected = lm_eval_model(model, tokenizer).loglikelihood(instances("loglikelihood", *PAIRS[:3]), True)
+    assert_alike(loglikelihoods(model, tokenizer, PAIRS[:3]), expected)
+
+
 def test_only_what_greedy_decoding_writes_is_greedy(model):
     (context,) = random_rows(20)
     row = context

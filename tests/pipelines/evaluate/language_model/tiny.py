@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-# Our hybrid, attention alone, a delta rule, and Mamba-2 as transformers has it.
-ARCHITECTURES = ["mamba2_hybrid", "llama", "qwen3_next", "bamba"]
+# Our hybrid, attention alone, a delta rule.
+THREE = ["mamba2_hybrid", "llama", "qwen3_next"]
 LIMIT = 256
 
 
