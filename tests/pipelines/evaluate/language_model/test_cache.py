@@ -1,0 +1,56 @@
+"""The bytes of a cache are counted before there is one, and joined caches are that of a padded batch."""
+
+import pytest
+import torch
+
+from pipelines.evaluate.language_model.cache import cache_bytes, join, kept_bytes, known_cache, select
+from se_model import SpanConfig, attach
+from tests.pipelines.evaluate.language_model.tiny import random_rows
+from tests.se_model.architectures.beyond import beyond_causal
+from tests.se_model.tiny_models import ARCHITECTURES, tiny_model
+from tests.tolerances import F32, within
+
+WINDOWED = ["gemma3_text", "mistral", "gpt_oss"]
+
+
+@torch.no_grad()
+def cache_of(model, *rows):
+    decoder = getattr(model, model.base_model_prefix)
+    return known_cache(decoder(input_ids=torch.tensor(rows), use_cache=True), model)
+
+
+def model_named(name):
+    return beyond_causal(name) if name in WINDOWED[1:] or name not in ARCHITECTURES else tiny_model(name)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *WINDOWED])
+def test_the_bytes_counted_are_those_of_the_real_cache(name):
+    model = model_named(name)
+    for dtype, tokens in ((torch.float32, 1), (torch.bfloat16, 3), (torch.float32, 13)):
+        cache = cache_of(model.to(dtype), *random_rows(tokens, tokens))
+        assert cache_bytes(model, tokens, rows=2) == kept_bytes(cache) > 0
+
+
+def test_an_attached_model_keeps_what_it_keeps_without():
+    model = tiny_model("mamba2_hybrid")
+    expected = cache_bytes(model, 100)
+    assert cache_bytes(attach(model, SpanConfig(chunk_sizes=8, block_size=4, top_k=1)), 100) == expected
+
+
+def test_joined_caches_have_states_as_they_were_and_keys_behind_padding():
+    model, (long, short) = tiny_model("mamba2_hybrid"), random_rows(9, 4)
+    joined = join([cache_of(model, long, long), cache_of(model, short)])
+    assert kept_bytes(joined) == cache_bytes(model, 9, rows=3)
+    select(joined, torch.tensor([2, 0]))
+    for layer, first, last in zip(
+        joined.layers, cache_of(model, short).layers, cache_of(model, long).layers, strict=True
+    ):
+        for place, alone in enumerate((first, last)):
+            torch.testing.assert_close(layer.conv_states[0][place], alone.conv_states[0][0], **within(F32))
+            if alone.recurrent_states[0] is not None:
+                state = layer.recurrent_states[0][place]
+                torch.testing.assert_close(state, alone.recurrent_states[0][0], **within(F32))
+            if getattr(alone, "keys", None) is not None:
+                tokens = alone.keys.shape[2]
+                torch.testing.assert_close(layer.keys[place, :, -tokens:], alone.keys[0], **within(F32))
+                assert not layer.keys[place, :, :-tokens].any()
