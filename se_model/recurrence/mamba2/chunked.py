@@ -81,7 +81,7 @@ class _Chunks:
     ) -> tuple[Tensor, Tensor]:
         segment = self._segment(tokens, inputs, parameters, state)
         states = segment.states(state)
-        return segment.outputs(states).to(inputs[0].dtype), states[:, -1]
+        return segment.outputs(states), states[:, -1]
 
     def backward(
         self,
