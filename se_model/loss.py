@@ -131,19 +131,35 @@ def causal_lm_loss(
             f"{type(causal_lm).__name__} adds a router loss to its own loss (config.output_router_logits); "
             "set it to False to train without"
         )
-    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
     documents = None
     if cu_seqlens is not None:
         documents = DocumentBounds.of(cu_seqlens, input_ids.shape[1], input_ids.shape[0])
     targets = shift_labels(input_ids if labels is None else labels, documents)
+    if shard is not None:
+        targets = targets[:, shard.tokens]
+    hidden = last_hidden_states(causal_lm, input_ids, documents, shard)
+    return chunked_cross_entropy(hidden, targets, head_of(causal_lm), chunk_tokens=chunk_tokens)
+
+
+def last_hidden_states(
+    causal_lm: PreTrainedModel,
+    input_ids: Tensor,
+    documents: DocumentBounds | None = None,
+    shard: SequenceShard | None = None,
+) -> Tensor:
+    """What the output head reads, of input_ids [B, L]: [B, L, E], or of a shard's own tokens [B, n, E].
+
+    The arguments and errors are those of `causal_lm_loss`.
+    """
+    decoder = getattr(causal_lm, causal_lm.base_model_prefix)
     arguments: dict[str, Any] = {}
     if shard is not None:
         arguments = _shard_arguments(decoder, input_ids, documents, shard)
-        input_ids, targets = input_ids[:, shard.tokens], targets[:, shard.tokens]
+        input_ids = input_ids[:, shard.tokens]
     elif documents is not None:
         arguments = _packing_arguments(decoder, input_ids, documents)
-    hidden = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
-    return chunked_cross_entropy(hidden, targets, head_of(causal_lm), chunk_tokens=chunk_tokens)
+    hidden: Tensor = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
+    return hidden
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

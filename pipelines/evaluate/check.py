@@ -53,7 +53,7 @@ def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
     """Returns what workers reserve, in which precision, how many tokens they score, by what is measured."""
     there = expected_capacity()
     workers = reservation(keys, there)
-    count = keys.workers or as_many_as_fit(workers.resources, there)
+    count = crews_of(keys, workers.resources, there) * keys.context_parallel
     said = {
         **plan_of_model(keys.model, context),
         "workers": str(replace(workers, workers=count)),
@@ -83,7 +83,14 @@ def reservation(keys: EvaluateKeys, capacity: Capacity) -> Reservation:
     Raises:
         EspanError: it is unknown whether there are GPUs.
     """
-    return reserve(None, keys.resources.cpus, keys.resources.gpus, capacity)
+    # Those that share a row are needed all at once; of such groups any number will do.
+    together = keys.context_parallel if keys.context_parallel > 1 else None
+    return reserve(together, keys.resources.cpus, keys.resources.gpus, capacity)
+
+
+def crews_of(keys: EvaluateKeys, resources: Mapping[str, float], capacity: Capacity) -> int:
+    """Returns how many groups of workers score at once, each worker of which needs `resources`."""
+    return max(1, (keys.workers or as_many_as_fit(resources, capacity)) // keys.context_parallel)
 
 
 def _check_tokenizer(keys: EvaluateKeys, context: CheckContext) -> None:

@@ -4,98 +4,105 @@ A document gives one window: its last `max(lengths)` tokens. At length n the mod
 tokens, and the loss of the last `scored` of them counts. So the numbers at different lengths differ by what
 the model makes of the context and by nothing else. A model that was trained with a token at the beginning of
 texts reads it first, in place of the first of the n tokens.
+
+At the greatest length the loss of all tokens is summed by position, too: windows in equal bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.errors import EspanError
-from pipelines.prepare.shards import ShardReader
-from se_model.loss import chunked_cross_entropy, head_of
+from pipelines.evaluate.scores import prompt_hash
+from pipelines.evaluate.units import Outcome, batches
+from pipelines.evaluate.windows import WindowSource
+from pipelines.evaluate.worker import Worker
+from se_model.predictions import Predictions
+
+Predict = Callable[[Tensor, Tensor, Tensor], Predictions]
+"""`Worker.predict`."""
 
 
 @dataclass(frozen=True)
-class WindowSource:
-    """Where windows come from: the shards, and for each window the row and where its document ends there.
+class PerplexityUnit:
+    """Windows `first` to `first + count` of the held-out documents, cut to their last `length` tokens.
 
-    Every window begins with the token `bos`, if there is one.
+    Attributes:
+        scored: tokens at the end of a window that count.
+        bins: how many bins of positions the loss of all tokens is summed in; 0 for none.
     """
 
-    shards: str
-    ends: tuple[tuple[int, int], ...]
-    bos: int | None = None
+    windows: WindowSource
+    length: int
+    first: int
+    count: int
+    scored: int
+    bins: int = 0
 
-    def read(self, first: int, count: int, length: int) -> Tensor:
-        """Returns the last `length` tokens of windows `first` to `first + count`: int64 [count, length]."""
-        reader = _reader(self)
-        rows = [reader.row(row)[0][end - length : end] for row, end in self.ends[first : first + count]]
-        windows = np.stack(rows).astype(np.int64)
-        if self.bos is not None:
-            windows[:, 0] = self.bos
-        return torch.from_numpy(windows)
+    @property
+    def key(self) -> str:
+        """As `Unit.key`."""
+        return f"perplexity-{self.length}-{self.first}"
+
+    @property
+    def tokens(self) -> int:
+        """As `Unit.tokens`."""
+        return self.count * self.length
+
+    def score(self, worker: Worker) -> Outcome:
+        """Returns `nats` of each window's scored tokens, `bins`, those of its bins, and `prompts`, its hash.
+
+        Raises:
+            EspanError: a loss is infinite or not a number.
+        """
+        windows = self.windows.read(self.first, self.count, self.length)
+        first = 1 if self.bins else self.length - self.scored
+        nats = token_nats(worker.predict, windows, first=first)
+        if not math.isfinite(float(nats.sum())):
+            raise EspanError(
+                f"perplexity at {self.length} tokens: the loss is not a number; check weights and precision"
+            )
+        found: Outcome = {
+            "nats": nats[:, -self.scored :].sum(1).tolist(),
+            "prompts": [prompt_hash(window) for window in windows.tolist()],
+        }
+        if self.bins:
+            bins = bin_bounds(self.length, self.bins)
+            found["bins"] = [[float(row[a - 1 : b - 1].sum()) for a, b in bins] for row in nats]
+        return found
 
 
-@lru_cache(maxsize=1)
-def _reader(source: WindowSource) -> ShardReader:
-    """Reads the manifest and maps the shards once in each worker."""
-    return ShardReader(source.shards)
+def perplexity_units(
+    windows: WindowSource, lengths: tuple[int, ...], *, scored: int, bins: int, tokens_per_batch: int
+) -> list[PerplexityUnit]:
+    """Cuts all windows at every length into batches of at most `tokens_per_batch` tokens."""
+    return [
+        PerplexityUnit(windows, length, first, count, scored, bins if length == max(lengths) else 0)
+        for length in lengths
+        for first, count in batches(len(windows.ends), length, tokens_per_batch)
+    ]
 
 
-def find_windows(shards: str, *, longest: int, windows: int) -> WindowSource:
-    """Finds the first `windows` documents of at least `longest` tokens; fewer if there are not that many.
+def token_nats(predict: Predict, windows: Tensor, *, first: int) -> Tensor:
+    """Negative log-likelihoods in nats of each window's tokens from position `first` (at least 1) on.
 
-    Raises:
-        EspanError: no document is that long.
+    windows: [N, n] token ids -> float64 [N, n - first], on the CPU.
     """
-    reader = ShardReader(shards)
-    ends: list[tuple[int, int]] = []
-    longest_document = 0
-    for row, end, tokens in _documents(reader):
-        longest_document = max(longest_document, tokens)
-        if tokens >= longest:
-            ends.append((row, end))
-            if len(ends) == windows:
-                break
-    if not ends:
-        raise EspanError(
-            f"{shards}: perplexity at {longest} tokens needs documents that long, "
-            f"the longest has {longest_document}; lower perplexity.lengths, or prepare longer ones"
-        )
-    return WindowSource(shards, tuple(ends))
+    count, length = windows.shape
+    rows = torch.arange(count).repeat_interleave(length - first)
+    positions = torch.arange(first, length).repeat(count)
+    found = predict(windows, rows, positions).log_likelihoods
+    return -found.double().cpu().view(count, length - first)
 
 
-def score_perplexity(
-    model: nn.Module, windows: Tensor, *, scored: int, head_tokens: int = 1024
-) -> list[float]:
-    """Negative log-likelihood in nats, summed over the last `scored` tokens of each window.
-
-    windows: [N, n] token ids, n > scored. The head runs at the scored positions only, `head_tokens` at once.
-    """
-    windows = windows.to(next(model.parameters()).device)
-    with torch.inference_mode():
-        decoder = getattr(model, str(model.base_model_prefix))
-        hidden: Tensor = decoder(input_ids=windows, use_cache=False).last_hidden_state
-        head = head_of(model)
-        return [
-            float(chunked_cross_entropy(states, labels, head, chunk_tokens=head_tokens)[0])
-            for states, labels in zip(hidden[:, -scored - 1 : -1], windows[:, -scored:], strict=True)
-        ]
-
-
-def _documents(reader: ShardReader) -> Iterator[tuple[int, int, int]]:
-    """Yields (row, end, tokens) of every document, or of every row where documents run into each other."""
-    concatenated = reader.manifest.packing == "concatenate"
-    for row in range(len(reader)):
-        input_ids, lengths = reader.row(row)
-        pieces: Sequence[int] = [len(input_ids)] if concatenated else [int(length) for length in lengths]
-        end = 0
-        for tokens in pieces:
-            end += tokens
-            yield row, end, tokens
+def bin_bounds(length: int, bins: int) -> list[tuple[int, int]]:
+    """Cuts the positions that are predicted, from 1 on, into equal bins: the first and the end of each."""
+    bins = min(bins, length - 1)
+    bounds = [1 + (length - 1) * each // bins for each in range(bins + 1)]
+    return list(pairwise(bounds))

@@ -8,41 +8,134 @@ that one mistake does not cause others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipelines.needles.compose import RecallSample
-from se_model.loss import head_of
+from pipelines.evaluate.scores import prompt_hash
+from pipelines.evaluate.units import Outcome, batches
+from pipelines.evaluate.worker import Worker, tokenizer_of
+from pipelines.needles.compose import RecallSample, recall_prompt
+from pipelines.needles.find import cases_in
+from pipelines.recipe.keys.needles import RecallTask
+from se_model.predictions import Predictions
+from se_model.span.hits import Hits, LayerHits
+from se_model.span.statistics import record_selections
+
+
+@dataclass(frozen=True)
+class RecallUnit:
+    """Prompts `first` to `first + count` of one task at one length.
+
+    Attributes:
+        tokenizer: its reference.
+        seed: of the prompts.
+        bos: the token that begins prompts, if any.
+    """
+
+    task: RecallTask
+    length: int
+    first: int
+    count: int
+    tokenizer: str
+    seed: int
+    bos: int | None = None
+
+    @property
+    def key(self) -> str:
+        """As `Unit.key`."""
+        return f"recall-{self.task}-{self.length}-{self.first}"
+
+    @property
+    def tokens(self) -> int:
+        """As `Unit.tokens`."""
+        return self.count * self.length
+
+    def score(self, worker: Worker) -> Outcome:
+        """Returns `answers` of each prompt, whether each was given, `hits`, what choices of blocks found, and
+        `prompts`, its hash.
+        """
+        tokenizer = tokenizer_of(self.tokenizer)
+        samples = self.prompts()
+        rows = [(sample.input_ids, [len(sample.input_ids)]) for sample in samples]
+        with record_selections() as selections:
+            # Ranks that share a row see a part of it each, and its padding.
+            if worker.group is None:
+                selections.ask(partial(cases_in, tokenizer, rows, joined=False))
+            answers = score_recall(worker.predict, samples)
+        return {
+            "answers": answers,
+            "hits": hits_record(selections.hits()),
+            "prompts": [prompt_hash(sample.input_ids) for sample in samples],
+        }
+
+    def prompts(self) -> list[RecallSample]:
+        """Returns the unit's prompts."""
+        return [
+            recall_prompt(
+                self.task,
+                length=self.length,
+                seed=self.seed,
+                index=index,
+                tokenizer=tokenizer_of(self.tokenizer),
+                bos=self.bos,
+            )
+            for index in range(self.first, self.first + self.count)
+        ]
+
+
+def recall_units(
+    tasks: Sequence[RecallTask],
+    lengths: Sequence[int],
+    samples: int,
+    *,
+    tokenizer: str,
+    seed: int,
+    bos: int | None,
+    tokens_per_batch: int,
+) -> list[RecallUnit]:
+    """Cuts `samples` prompts of every task and length into batches of at most `tokens_per_batch` tokens."""
+    return [
+        RecallUnit(task, length, first, count, tokenizer, seed, bos)
+        for task in tasks
+        for length in lengths
+        for first, count in batches(samples, length, tokens_per_batch)
+    ]
 
 
 def score_recall(
-    model: nn.Module, samples: Sequence[RecallSample], *, head_tokens: int = 1024
+    predict: Callable[[Tensor, Tensor, Tensor], Predictions], samples: Sequence[RecallSample]
 ) -> list[list[bool]]:
     """Says for each sample, in order, whether the model gives each of its answers.
 
-    All samples have the same number of tokens. The head runs at the answers' positions only, `head_tokens` at
-    once.
+    predict: `Worker.predict`. All samples have the same number of tokens.
     """
-    device = next(model.parameters()).device
-    input_ids = torch.tensor([sample.input_ids for sample in samples], device=device)
+    input_ids = torch.tensor([sample.input_ids for sample in samples])
     answers = [(row, start, end) for row, sample in enumerate(samples) for start, end in sample.answer_spans]
-    rows = torch.tensor([row for row, start, end in answers for _ in range(start, end)], device=device)
-    positions = torch.tensor(
-        [position for _, start, end in answers for position in range(start, end)], device=device
-    )
-    with torch.inference_mode():
-        decoder = getattr(model, str(model.base_model_prefix))
-        hidden: Tensor = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        # The state at t - 1 predicts token t.
-        before_answers = hidden[rows, positions - 1]
-        head = head_of(model)
-        choices = torch.cat([head(chunk).argmax(dim=-1) for chunk in before_answers.split(head_tokens)])
-        right = (choices == input_ids[rows, positions]).tolist()
+    rows = torch.tensor([row for row, start, end in answers for _ in range(start, end)])
+    positions = torch.tensor([position for _, start, end in answers for position in range(start, end)])
+    right = predict(input_ids, rows, positions).first_choice.tolist()
     outcomes: list[list[bool]] = [[] for _ in samples]
     token = 0
     for row, start, end in answers:
         outcomes[row].append(all(right[token : token + end - start]))
         token += end - start
     return outcomes
+
+
+def hits_record(hits: Hits) -> dict[str, Any]:
+    """Returns hits as JSON holds them."""
+    return {str(layer): asdict(found) for layer, found in hits.layers.items()}
+
+
+def read_hits(record: dict[str, Any]) -> Hits:
+    """Returns the hits that `hits_record` wrote."""
+    layers = {
+        int(layer): LayerHits(**found | {name: tuple(found[name]) for name in ("asked", "not_asked")})
+        for layer, found in record.items()
+    }
+    return Hits(layers)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +12,15 @@ import torch
 from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.beginning import of_source
-from pipelines.evaluate.check import reservation
-from pipelines.evaluate.parallel import Scorer, score_units
-from pipelines.evaluate.perplexity import WindowSource, find_windows
-from pipelines.evaluate.scores import SAMPLES_FILE, PerplexityScore, RecallScore, RetrievalScore, Scores
-from pipelines.evaluate.units import RecallUnit, Unit, UnitResult, perplexity_units, recall_units
+from pipelines.evaluate.check import crews_of, reservation
+from pipelines.evaluate.fleet import Fleet
+from pipelines.evaluate.measures import Found, Measure, Perplexity, Recall
+from pipelines.evaluate.outcomes import FOLDER, Outcomes
+from pipelines.evaluate.perplexity import perplexity_units
+from pipelines.evaluate.recall import recall_units
+from pipelines.evaluate.scores import Scores, write_samples
+from pipelines.evaluate.windows import WindowSource, find_windows
+from pipelines.evaluate.worker import Scorer
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizers import pinned
@@ -27,18 +28,22 @@ from pipelines.prepare.shards import split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
-from pipelines.system.precision import NoBfloat16Error, choose_precision, torch_dtype, without_bf16
+from pipelines.system.precision import Choice, NoBfloat16Error, choose_precision, torch_dtype, without_bf16
 from pipelines.system.reserved_tasks import memory_to_reserve
 from pipelines.system.versions import decisive_versions, machine
-from pipelines.system.worker_resources import as_many_as_fit, check_room
-from se_model.span.hits import Hits
+from pipelines.system.worker_resources import check_room
 
 
 def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
     """Scores the model, writes `scores.json` and `samples.jsonl`, and returns the scores by length."""
     scores = evaluate(keys, context)
     scores.write(context.output)
-    recall = {length: scores.recall_at(length) for length in scores.recall_lengths}
+    storage.remove_folder(storage.join(context.output, FOLDER))
+    recall = {
+        length: mean.value
+        for length in scores.lengths("recall")
+        if (mean := scores.mean_at("recall", length))
+    }
     perplexity = {score.length: score.perplexity for score in scores.perplexity}
     headline = []
     if recall:
@@ -74,57 +79,51 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     bos = of_source(keys, model, tokenizer, windows.shards if windows else None)
     scorer = Scorer(
         model=model,
-        tokenizer=tokenizer and pinned(tokenizer),
         attention=keys.attention,
         dtype=torch_dtype(choice.precision),
         seed=context.seed,
-        windows=replace(windows, bos=bos) if windows else None,
-        bos=bos,
-        scored=keys.perplexity.scored_tokens if keys.perplexity else 0,
-        cpus=keys.resources.cpus,
+        cpus=workers.cpus,
         gpus=int(workers.gpus),
         check_bf16=choice.assumed,
         memory=memory,
+        context_parallel=keys.context_parallel,
     )
-    units = _units(keys, windows)
-    each = {**workers.resources, "memory": float(memory)}
-    count = min(keys.workers or as_many_as_fit(each, there), len(units))
+    crews = crews_of(keys, {**workers.resources, "memory": float(memory)}, there)
+    count = crews * keys.context_parallel
     context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
-    context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
-    score = partial(
-        score_units,
-        units=units,
-        workers=count,
-        label=f"{context.name}: scoring",
-        progress=context.progress,
-    )
+    measures = _measures(keys, context.seed, tokenizer and pinned(tokenizer), bos, windows)
+
+    def score(choice: Choice) -> Found:
+        context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
+        kept = Outcomes(storage.join(context.output, FOLDER, choice.precision))
+        with Fleet(
+            replace(scorer, dtype=torch_dtype(choice.precision), check_bf16=choice.assumed),
+            crews=crews,
+            outcomes=kept,
+            label=context.name,
+            progress=context.progress,
+        ) as fleet:
+            found = Found()
+            for measure in measures:
+                measure.measure(fleet, found)
+            return found
+
     try:
-        outcomes = score(scorer)
+        found = score(choice)
     except NoBfloat16Error as error:  # all scores or none are in bf16
         choice = without_bf16(error)
-        context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
-        outcomes = score(replace(scorer, dtype=torch_dtype(choice.precision), check_bf16=False))
-    rows = _Rows.gather(units, outcomes)
-    storage.write_text_atomic(
-        storage.join(context.output, SAMPLES_FILE),
-        "".join(json.dumps(sample) + "\n" for sample in rows.samples()),
-    )
+        found = score(choice)
+    write_samples(context.output, found.samples)
     return Scores(
         model=keys.written.model,
         attention=keys.attention.model_dump(mode="json"),
         precision=choice.precision,
         seed=context.seed,
-        recall=tuple(
-            RecallScore.of(task, length, answers) for (task, length), answers in rows.recall.items()
-        ),
-        perplexity=tuple(
-            PerplexityScore.of(length, scorer.scored, nats) for length, nats in rows.perplexity.items()
-        ),
-        retrieval=tuple(
-            RetrievalScore.model_validate({"length": length, **means})
-            for length, hits in rows.hits.items()
-            if (means := Hits.together(hits).means())
-        ),
+        tasks=tuple(found.tasks),
+        perplexity=tuple(found.perplexity),
+        positions=tuple(found.positions),
+        retrieval=tuple(found.retrieval),
+        throughput=tuple(found.throughput),
         seconds=round(time.monotonic() - started, 3),
         machine=machine(),
         versions=decisive_versions(),
@@ -136,47 +135,31 @@ def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
     return find_windows(split_folder(shards, keys.split), longest=max(keys.lengths), windows=keys.rows)
 
 
-def _units(keys: EvaluateKeys, windows: WindowSource | None) -> list[Unit]:
-    units: list[Unit] = []
-    if recall := keys.recall:
-        units += recall_units(
-            recall.tasks, recall.lengths, recall.samples, tokens_per_batch=keys.tokens_per_batch
+def _measures(
+    keys: EvaluateKeys, seed: int, tokenizer: str | None, bos: int | None, windows: WindowSource | None
+) -> list[Measure]:
+    measures: list[Measure] = []
+    if (recall := keys.recall) and tokenizer is not None:
+        units = recall_units(
+            recall.tasks,
+            recall.lengths,
+            recall.samples,
+            tokenizer=tokenizer,
+            seed=seed,
+            bos=bos,
+            tokens_per_batch=keys.tokens_per_batch,
         )
+        measures.append(Recall(units))
     if keys.perplexity and windows:
-        lengths, found = keys.perplexity.lengths, len(windows.ends)
-        units += perplexity_units(lengths, found, tokens_per_batch=keys.tokens_per_batch)
-    return units
-
-
-@dataclass
-class _Rows:
-    """The outcome of every prompt by (task, length), and of every document by length, in order.
-
-    `hits`: by length of the prompts, what their choices of blocks found.
-    """
-
-    recall: dict[tuple[str, int], list[list[bool]]] = field(default_factory=lambda: defaultdict(list))
-    perplexity: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    hits: dict[int, list[Hits]] = field(default_factory=lambda: defaultdict(list))
-
-    @classmethod
-    def gather(cls, units: Sequence[Unit], outcomes: Mapping[Unit, UnitResult]) -> _Rows:
-        rows = cls()
-        for unit in units:
-            outcome = outcomes[unit]
-            if isinstance(unit, RecallUnit):
-                rows.recall[unit.task, unit.length] += outcome.answers
-                if outcome.hits is not None:
-                    rows.hits[unit.length].append(outcome.hits)
-            else:
-                rows.perplexity[unit.length] += outcome.nats
-        return rows
-
-    def samples(self) -> Iterator[dict[str, Any]]:
-        """Yields one record per prompt and per document, as `samples.jsonl` holds them."""
-        for (task, length), prompts in self.recall.items():
-            for index, answers in enumerate(prompts):
-                yield {"task": task, "length": length, "index": index, "answers": answers}
-        for length, documents in self.perplexity.items():
-            for index, nats in enumerate(documents):
-                yield {"task": "perplexity", "length": length, "index": index, "nats": nats}
+        measures.append(
+            Perplexity(
+                perplexity_units(
+                    replace(windows, bos=bos),
+                    keys.perplexity.lengths,
+                    scored=keys.perplexity.scored_tokens,
+                    bins=keys.perplexity.positions,
+                    tokens_per_batch=keys.tokens_per_batch,
+                )
+            )
+        )
+    return measures

@@ -10,7 +10,7 @@ import yaml
 
 import se_model
 from pipelines.context import Context
-from pipelines.evaluate.scores import Scores
+from pipelines.evaluate.scores import Mean, Scores, TaskMeasure
 from pipelines.models.files import is_place
 from pipelines.models.references import ModelSource
 from pipelines.recipe.keys.export import ExportKeys, Form
@@ -18,6 +18,8 @@ from pipelines.recipe.references import is_builtin, split_reference
 from pipelines.system.versions import code_version, decisive_versions
 
 _FOLDER = "path/to/this/folder"
+_MEANS: Mapping[TaskMeasure, str] = {"recall": "recall", "ruler": "RULER"}
+"""What is measured in tasks by length, and what the card calls it."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,17 @@ def _scores(found: Sequence[tuple[str, Scores]]) -> str:
     if not found:
         return ""
     tables = []
-    recall_lengths = sorted({length for _, scores in found for length in scores.recall_lengths})
-    if recall_lengths:
-        rows = [
-            (f"{name} ({scores.model})", [_percent(scores.recall_at(length)) for length in recall_lengths])
-            for name, scores in found
-        ]
-        tables.append(_table("recall, mean of all tasks", recall_lengths, rows))
+    for measure, title in _MEANS.items():
+        lengths = sorted({length for _, scores in found for length in scores.lengths(measure)})
+        if lengths:
+            rows = [
+                (
+                    f"{name} ({scores.model})",
+                    [_percent(scores.mean_at(measure, length)) for length in lengths],
+                )
+                for name, scores in found
+            ]
+            tables.append(_table(f"{title}, mean of all tasks", lengths, rows))
     perplexity_lengths = sorted({score.length for _, scores in found for score in scores.perplexity})
     if perplexity_lengths:
         rows = []
@@ -159,8 +165,8 @@ def _table(title: str, lengths: Sequence[int], rows: Sequence[tuple[str, Sequenc
     return "\n".join(lines)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def _percent(mean: Mean | None) -> str:
+    return "–" if mean is None else f"{mean.value:.1%}"
 
 
 def _checked(form: Form, check: Proof) -> str:

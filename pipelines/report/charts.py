@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from pipelines.report.svg import SERIES_COLOURS, STAND_INS, themed_svg
 from pipelines.report.text import compact, scientific
+from pipelines.statistics import Interval
 
 _INK, _GRID, _SURFACE = (STAND_INS[name] for name in ("ink-2", "grid", "surface"))
 _MOST_POINTS = 400
@@ -27,14 +28,14 @@ class Series:
         label: what the legend calls it.
         x: positions, ascending.
         y: values; NaN leaves a gap.
-        error: half the height of an error bar at each point, or None.
+        intervals: the ends of an error bar at each point, or None.
         colour: index of a `--series-N` variable; 0 is the muted one.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    error: Sequence[float] | None = None
+    intervals: Sequence[Interval] | None = None
     colour: int = 1
 
 
@@ -58,10 +59,11 @@ def by_length(series: Sequence[Series], *, label: str, fraction: bool = False, s
             zorder=3 + each.colour,
             clip_on=False,
         )
-        if each.error is not None:
-            axes.errorbar(
-                each.x, each.y, yerr=each.error, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.7
-            )
+        if each.intervals is not None:
+            ends = [(interval.low, interval.high) for interval in each.intervals]
+            # A bar's own ends, which need not lie around its point, as far as rounding goes.
+            reach = np.abs(np.asarray(ends).T - np.asarray(each.y, float))
+            axes.errorbar(each.x, each.y, yerr=reach, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.7)
     lengths = sorted({x for each in series for x in each.x})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(lengths))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,15 +75,11 @@ class Outcome:
             return cls(found[0], found[1], False)
         return cls(found[0], max(found[1:], key=_rank), True)
 
-    def noise(self, length: int) -> float:
-        """Two standard errors of the difference between the two recalls."""
-        compared = [self.after] if self.before is None else [self.before, self.after]
-        return 2 * math.hypot(*(each.scores.recall_error_at(length) or 0.0 for each in compared))
-
 
 def _rank(each: Evaluation) -> tuple[float, float]:
     """Orders evaluations by recall and then by perplexity, each at the greatest length."""
     scores = each.scores
-    recall = scores.recall_at(scores.recall_lengths[-1]) if scores.recall else None
+    lengths = scores.lengths("recall")
+    recall = scores.mean_at("recall", lengths[-1]) if lengths else None
     perplexity = max(scores.perplexity, key=lambda score: score.length).loss if scores.perplexity else 0.0
-    return (recall or 0.0, -perplexity)
+    return (recall.value if recall else 0.0, -perplexity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.evaluate.scores import Mean
 from pipelines.report import charts, svg
 from pipelines.report.blocks import (
     Block,
@@ -19,7 +20,7 @@ from pipelines.report.blocks import (
     TableRow,
 )
 from pipelines.report.evaluations import Evaluation
-from pipelines.report.text import change, count, percent, words
+from pipelines.report.text import between, change, count, percent, words
 
 # Above this many maps the eye compares columns of the table better than colours.
 _MOST_HEAT_MAPS = 8
@@ -29,25 +30,25 @@ _MOST_COLUMNS = 3
 
 def recall_section(found: Sequence[Evaluation]) -> Section | None:
     """Recall by length and by task; None where nothing measured it."""
-    measured = [each for each in found if each.scores.recall]
+    measured = [each for each in found if each.scores.of("recall")]
     if not measured:
         return None
     series = [
         charts.Series(
             each.label,
-            each.scores.recall_lengths,
-            [each.scores.recall_at(length) or 0.0 for length in each.scores.recall_lengths],
-            [each.scores.recall_error_at(length) or 0.0 for length in each.scores.recall_lengths],
+            each.scores.lengths("recall"),
+            [mean.value for mean in _means(each)],
+            [mean.interval for mean in _means(each)],
             each.colour,
         )
         for each in measured
     ]
     svg = charts.by_length(series, label="Mean recall by context length", fraction=True, size="wide")
-    samples = measured[-1].scores.recall[0].samples
+    samples = measured[-1].scores.of("recall")[0].samples
     chart = Chart(
         "Mean of all tasks",
         svg,
-        f"{samples} prompts per task and length; bars are one standard error.",
+        f"{samples} prompts per task and length; bars are 95% intervals.",
         _legend(measured),
     )
     maps = [_heat_map(each) for each in measured[:_MOST_HEAT_MAPS]]
@@ -71,14 +72,14 @@ def perplexity_section(found: Sequence[Evaluation]) -> Section | None:
             each.label,
             [score.length for score in each.scores.perplexity],
             [score.perplexity for score in each.scores.perplexity],
-            [score.perplexity * score.standard_error for score in each.scores.perplexity],
+            [score.interval for score in each.scores.perplexity],
             each.colour,
         )
         for each in measured
     ]
     size = "half" if len(measured) <= _MOST_COLUMNS else "wide"
     svg = charts.by_length(series, label="Perplexity by context length", size=size)
-    chart = Chart("Held-out text", svg, "Lower is better; bars are one standard error.", _legend(measured))
+    chart = Chart("Held-out text", svg, "Lower is better; bars are 95% intervals.", _legend(measured))
     scored = measured[-1].scores.perplexity[0]
     text = (
         f"The same {count(scored.scored_tokens)} tokens, the last of {count(scored.windows)} documents, "
@@ -92,37 +93,41 @@ def perplexity_section(found: Sequence[Evaluation]) -> Section | None:
 
 def _heat_map(each: Evaluation) -> HeatMap:
     scores = each.scores
-    lengths = scores.recall_lengths
-    by_cell = {(score.task, score.length): score for score in scores.recall}
+    lengths = scores.lengths("recall")
     rows = []
-    for task in scores.recall_tasks:
+    for task in dict.fromkeys(score.task for score in scores.of("recall")):
         cells = []
         for length in lengths:
-            score = by_cell.get((task, length))
+            score = scores.score_at("recall", task, length)
             if score is None:
                 cells.append(HeatCell(None))
                 continue
-            spread = f"{score.recall:.1%} ± {score.standard_error:.1%}"
-            title = f"{spread} of {score.answers} answers in {score.samples} prompts"
-            cells.append(HeatCell(score.recall, percent(score.recall), title))
+            title = f"{percent(score.value, 1)} in {score.samples} prompts; 95%: {between(score.interval, 1)}"
+            cells.append(HeatCell(score.value, percent(score.value), title))
         rows.append(HeatRow(words(task), cells))
-    means = [scores.recall_at(length) for length in lengths]
-    rows.append(
-        HeatRow("mean", [HeatCell(mean, percent(mean), "mean of the tasks") for mean in means], mean=True)
-    )
+    means = [HeatCell(mean.value, percent(mean.value), "mean of the tasks") for mean in _means(each)]
+    rows.append(HeatRow("mean", means, mean=True))
     note = f"{scores.model}, {words(str(scores.attention['kind']))} attention"
     return HeatMap(each.stage, note, [count(length) for length in lengths], rows)
 
 
 def _recall_table(measured: Sequence[Evaluation]) -> Table:
-    lengths = sorted({length for each in measured for length in each.scores.recall_lengths})
-    rows = [
-        TableRow([each.label, *(percent(each.scores.recall_at(length), 1) for length in lengths)])
-        for each in measured
-    ]
+    lengths = sorted({length for each in measured for length in each.scores.lengths("recall")})
+    rows = [TableRow([each.label, *(_recall(each, length) for length in lengths)]) for each in measured]
     return Table(
         ["mean of all tasks", *map(count, lengths)], rows, "Side by side", numeric=range(1, len(lengths) + 1)
     )
+
+
+def _means(each: Evaluation) -> list[Mean]:
+    """Mean recall at each of the evaluation's lengths."""
+    found = (each.scores.mean_at("recall", length) for length in each.scores.lengths("recall"))
+    return [mean for mean in found if mean]
+
+
+def _recall(each: Evaluation, length: int) -> str:
+    mean = each.scores.mean_at("recall", length)
+    return percent(mean.value if mean else None, 1)
 
 
 def _perplexity_table(measured: Sequence[Evaluation]) -> Table:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from pipelines.evaluate.scores import Mean
 from pipelines.report.blocks import Tile
 from pipelines.report.evaluations import Evaluation, Outcome
-from pipelines.report.text import change, count, percent, points
+from pipelines.report.text import between, change, count, percent, points
 
 
 def tiles(found: Sequence[Evaluation]) -> list[Tile]:
@@ -20,35 +22,43 @@ def tiles(found: Sequence[Evaluation]) -> list[Tile]:
 def lead(found: Sequence[Evaluation]) -> str:
     """One sentence that says what the run came to; empty where there is nothing to compare."""
     outcome = Outcome.of(found)
-    if outcome is None or outcome.before is None or not outcome.after.scores.recall:
+    if outcome is None or outcome.before is None or not outcome.after.scores.of("recall"):
         return ""
     before, after = outcome.before, outcome.after
-    length = after.scores.recall_lengths[-1]
-    old, new = before.scores.recall_at(length), after.scores.recall_at(length)
+    length = after.scores.lengths("recall")[-1]
+    old, new = before.scores.mean_at("recall", length), after.scores.mean_at("recall", length)
     if old is None or new is None:
         return ""
     best = "The best recall" if outcome.best_of_many else "Recall"
-    if abs(new - old) <= outcome.noise(length):
-        values = f"{percent(old)} ({before.stage}), {percent(new)} ({after.stage})"
+    if not _apart(old, new):
+        values = f"{percent(old.value)} ({before.stage}), {percent(new.value)} ({after.stage})"
         return f"{best} at {count(length)} tokens did not change beyond its error: {values}."
-    verb = "rose" if new > old else "fell"
-    values = f"from {percent(old)} ({before.stage}) to {percent(new)} ({after.stage})"
+    verb = "rose" if new.value > old.value else "fell"
+    values = f"from {percent(old.value)} ({before.stage}) to {percent(new.value)} ({after.stage})"
     return f"{best} at {count(length)} tokens {verb} {values}."
 
 
 def _recall_tile(outcome: Outcome) -> Tile | None:
     after = outcome.after.scores
-    if not after.recall:
+    lengths = after.lengths("recall")
+    found = after.mean_at("recall", lengths[-1]) if lengths else None
+    if found is None:
         return None
-    length = after.recall_lengths[-1]
-    value = after.recall_at(length) or 0.0
+    length, value = lengths[-1], found.value
     label = f"{'Best recall' if outcome.best_of_many else 'Recall'} at {count(length)} tokens"
-    earlier = outcome.before.scores.recall_at(length) if outcome.before else None
+    earlier = outcome.before.scores.mean_at("recall", length) if outcome.before else None
     if outcome.before is None or earlier is None:
-        return Tile(label, percent(value), f"± {percent(after.recall_error_at(length), 1)}")
-    beyond_noise = abs(value - earlier) > outcome.noise(length)
-    tone = ("good" if value > earlier else "bad") if beyond_noise else ""
-    return Tile(label, percent(value), f"from {percent(earlier)}", points(value - earlier), tone)
+        return Tile(label, percent(value), f"95%: {between(found.interval)}")
+    tone = ("good" if value > earlier.value else "bad") if _apart(earlier, found) else ""
+    change_of = points(value - earlier.value)
+    return Tile(label, percent(value), f"from {percent(earlier.value)}", change_of, tone)
+
+
+def _apart(one: Mean, other: Mean) -> bool:
+    """Says whether two means of different prompts differ beyond 95% (Zou and Donner, 2008)."""
+    low, high = (one, other) if one.value <= other.value else (other, one)
+    reach = math.hypot(high.value - high.interval.low, low.interval.high - low.value)
+    return high.value - low.value > reach
 
 
 def _perplexity_tile(outcome: Outcome) -> Tile | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from pipelines.statistics import Interval
+
 _DASH = "–"
 
 
@@ -42,6 +44,11 @@ def short(value: float) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """Returns a fraction in percent; a dash for None."""
     return _DASH if value is None else f"{value * 100:.{digits}f}%"
+
+
+def between(interval: Interval, digits: int = 0) -> str:
+    """Returns an interval of fractions in percent: `23% to 27%`."""
+    return f"{percent(interval.low, digits)} to {percent(interval.high, digits)}"
 
 
 def points(value: float) -> str:

@@ -19,7 +19,9 @@ from pipelines.context import CheckContext, Context
 from pipelines.errors import EspanError, InvalidKeyError, RecipeError
 from pipelines.evaluate import check as evaluation
 from pipelines.evaluate import run as scoring
-from pipelines.evaluate.perplexity import find_windows, score_perplexity
+from pipelines.evaluate.perplexity import token_nats
+from pipelines.evaluate.windows import find_windows
+from pipelines.evaluate.worker import Worker
 from pipelines.export.write import export
 from pipelines.models.bos import begin_with, chosen_bos, own_bos
 from pipelines.models.loading import load_model
@@ -208,7 +210,7 @@ def test_a_model_is_scored_on_texts_that_begin_with_the_token(made: Made) -> Non
     for score in scores.perplexity:
         windows = source.read(0, 3, score.length)
         windows[:, 0] = 1
-        nats = sum(score_perplexity(model, windows, scored=4))
+        nats = float(token_nats(Worker(model).predict, windows, first=score.length - 4).sum())
         assert score.loss == pytest.approx(nats / 12, rel=1e-5)
 
 

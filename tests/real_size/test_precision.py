@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate import run as scoring
-from pipelines.evaluate.units import UnitResult
+from pipelines.evaluate.units import Outcome
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.run.plan import plan_recipe
@@ -186,14 +187,23 @@ def test_all_scores_are_in_one_precision_which_they_name(
 ) -> None:
     attempts = []
 
-    def workers_with_an_old_gpu(scorer: Any, units: Any, **options: Any) -> dict[Any, UnitResult]:
-        attempts.append((scorer.dtype, scorer.gpus, options["workers"]))
-        if scorer.check_bf16:
-            raise NoBfloat16Error("Tesla T4 on node-1 has no bf16")
-        return {unit: UnitResult(answers=[[True]] * unit.count) for unit in units}
+    class FleetWithAnOldGpu(AbstractContextManager[Any]):
+        def __init__(self, scorer: Any, *, crews: int, **others: Any) -> None:
+            self.scorer = scorer
+            attempts.append((scorer.dtype, scorer.gpus, crews))
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def score(self, units: Any, what: str) -> list[Outcome]:
+            if self.scorer.check_bf16:
+                raise NoBfloat16Error("Tesla T4 on node-1 has no bf16")
+            return [
+                {"answers": [[True]] * unit.count, "hits": {}, "prompts": [""] * unit.count, "seconds": 1.0}
+                for unit in units
+            ]
 
     monkeypatch.setattr(scoring, "cluster_capacity", lambda: UNTOLD)
-    monkeypatch.setattr(scoring, "score_units", workers_with_an_old_gpu)
+    monkeypatch.setattr(scoring, "Fleet", FleetWithAnOldGpu)
     keys = {"model": "builtin:tiny", "recall": {"lengths": [64], "samples": 40}, "tokens_per_batch": 64}
     scores = scoring.evaluate(EvaluateKeys.model_validate(keys), context(tmp_path / "scores"))
     assert attempts == [(torch.bfloat16, 1, 8), (torch.float32, 1, 8)]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.context import Context
-from tuning.compare.intervals import Estimate, paired_difference
+from pipelines.statistics import Estimate, paired
 from tuning.compare.keys import CompareKeys
 from tuning.compare.trials import trials_of
 from tuning.study.run import run_trials
@@ -107,11 +107,9 @@ def _differences(
     if keys.baseline not in recall:
         return {}
     differences = {
-        name: paired_difference(ones, recall[keys.baseline])
-        for name, ones in recall.items()
-        if name != keys.baseline
+        name: paired(ones, recall[keys.baseline]) for name, ones in recall.items() if name != keys.baseline
     }
-    return {name: found for name, found in differences.items() if found}
+    return {name: Estimate.of(found) for name, found in differences.items() if found}
 
 
 def _row(

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.context import Context, StageOutput
 from pipelines.evaluate.run import run as run_evaluation
+from pipelines.evaluate.scores import Scores
 from pipelines.system import storage
 from pipelines.system.progress import Progress
 from pipelines.train.run import run as run_training
@@ -63,15 +64,16 @@ def read_result(trial: Trial, output: str) -> TrialResult:
     """Returns what a finished trial came to, read from its folder below `output`."""
     folder = storage.join(output, trial.name)
     record: dict[str, Any] = storage.read_json(storage.join(folder, TRIAL_FILE))
-    scores = storage.read_json(storage.join(folder, "scores", "scores.json"))
+    scores = Scores.read(storage.join(folder, "scores"))
     tasks: dict[int, dict[str, float]] = {}
-    for score in scores["recall"]:
-        tasks.setdefault(score["length"], {})[score["task"]] = score["recall"]
+    for score in scores.of("recall"):
+        if score.length is not None:
+            tasks.setdefault(score.length, {})[score.task] = score.value
     return TrialResult(
         trial=trial,
         recall={length: sum(each.values()) / len(each) for length, each in tasks.items()},
         tasks=tasks,
-        perplexity={score["length"]: score["perplexity"] for score in scores["perplexity"]},
+        perplexity={score.length: score.perplexity for score in scores.perplexity},
         loss=record["loss"],
         retrieval=record.get("retrieval"),  # older files have none
     )

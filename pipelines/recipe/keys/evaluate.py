@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import Attention, FullSection
@@ -44,6 +44,8 @@ class PerplexitySection(Section):
         lengths: context lengths in tokens, the scored tokens included.
         rows: the largest number of documents to score.
         scored: how many tokens at the end of a document count; default: half the shortest length.
+        positions: into how many bins of positions the loss of all tokens is summed at the greatest length; 0
+            for none.
     """
 
     data: StageOrPath
@@ -51,6 +53,7 @@ class PerplexitySection(Section):
     lengths: Lengths
     rows: PositiveInt = 64
     scored: PositiveInt | None = None
+    positions: NonNegativeInt = 16
 
     @field_validator("lengths")
     @classmethod
@@ -87,11 +90,12 @@ class WorkerResources(Section):
     """Resources of one worker.
 
     Attributes:
-        cpus: logical CPUs, which is also the number of threads.
+        cpus: logical CPUs, which is also the number of threads; default: one, or a part of one where this
+            machine has fewer cores than workers that share a row.
         gpus: by default one where the cluster has, or its autoscaler can start, nodes with GPUs.
     """
 
-    cpus: PositiveInt = 1
+    cpus: PositiveInt | None = None
     gpus: Literal[0, 1] | None = None
 
 
@@ -105,8 +109,9 @@ class EvaluateKeys(StageKeys):
         perplexity: perplexity by length; left out, it is not measured.
         bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
             their lengths include; `auto` does as the model's tokenizer does, or else as the perplexity data.
-        workers: Ray tasks that score in parallel; default: as many as the cluster has room for. It does not
-            change the scores.
+        workers: Ray actors that score in parallel; default: as many as the cluster has room for. Their
+            number does not change the scores.
+        context_parallel: workers that share each prompt or document, equal parts of it; divides `workers`.
         resources: CPUs and GPUs of each worker.
         tokens_per_batch: the most tokens that go through the model together, unless a single row has more.
         precision: type of weights and arithmetic; `auto` is bf16 on GPUs that support it, else fp32.
@@ -120,6 +125,7 @@ class EvaluateKeys(StageKeys):
     perplexity: PerplexitySection | None = None
     bos: BosKey = "auto"
     workers: PositiveInt | None = None
+    context_parallel: PositiveInt = 1
     resources: WorkerResources = WorkerResources()
     tokens_per_batch: PositiveInt = 4096
     precision: Precision = "auto"
@@ -133,6 +139,16 @@ class EvaluateKeys(StageKeys):
     @model_validator(mode="after")
     def _sees_nothing_ahead(self) -> EvaluateKeys:
         check_sees_nothing_ahead(self.attention)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> EvaluateKeys:
+        if self.workers is not None and self.workers % self.context_parallel:
+            raise InvalidKeyError(
+                "context_parallel",
+                f"{self.context_parallel} does not divide workers ({self.workers}), which are dealt to rows "
+                "in groups of that size",
+            )
         return self
 
     def references(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Perplexity by length: the same tokens, more and more context."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.errors import EspanError
-from pipelines.evaluate.perplexity import find_windows, score_perplexity
+from pipelines.evaluate.perplexity import PerplexityUnit, bin_bounds, token_nats
+from pipelines.evaluate.windows import find_windows
+from pipelines.evaluate.worker import Worker
 from se_model import Mamba2HybridForCausalLM
 
 LENGTH = 96
@@ -26,8 +31,40 @@ def test_the_loss_is_that_of_the_last_tokens_given_all_before_them(model: Mamba2
         float(F.cross_entropy(row[-8:-1], tokens[-7:], reduction="sum"))
         for row, tokens in zip(logits, windows, strict=True)
     ]
-    assert score_perplexity(model, windows, scored=7) == pytest.approx(expected, rel=RTOL)
-    assert score_perplexity(model, windows, scored=7, head_tokens=3) == pytest.approx(expected, rel=RTOL)
+    nats = token_nats(Worker(model).predict, windows, first=33)
+    assert nats.sum(1).tolist() == pytest.approx(expected, rel=RTOL)
+
+
+@given(length=st.integers(2, 500), bins=st.integers(1, 40))
+def test_every_predicted_position_is_in_one_bin_and_bins_are_equal(length: int, bins: int) -> None:
+    bounds = bin_bounds(length, bins)
+    assert [position for first, end in bounds for position in range(first, end)] == list(range(1, length))
+    sizes = {end - first for first, end in bounds}
+    assert max(sizes) - min(sizes) <= 1
+    assert len(bounds) == min(bins, length - 1)
+
+
+def test_bins_hold_the_loss_of_the_whole_window_and_the_scored_tokens_are_among_it(
+    model: Mamba2HybridForCausalLM, tmp_path: Path, write_shards: WriteShards
+) -> None:
+    write_shards(tmp_path, [[LENGTH]] * 2)
+    source = find_windows(str(tmp_path), longest=LENGTH, windows=2)
+    found = PerplexityUnit(source, LENGTH, 0, 2, scored=19, bins=5).score(Worker(model))
+    nats = token_nats(Worker(model).predict, source.read(0, 2, LENGTH), first=1)
+    assert [sum(window) for window in found["bins"]] == pytest.approx(nats.sum(1).tolist(), rel=RTOL)
+    assert [window[-1] for window in found["bins"]] == pytest.approx(found["nats"], rel=RTOL)
+    assert "bins" not in PerplexityUnit(source, LENGTH, 0, 2, scored=19).score(Worker(model))
+
+
+def test_a_loss_that_is_no_number_names_the_length(
+    tmp_path: Path, write_shards: WriteShards, model: Mamba2HybridForCausalLM
+) -> None:
+    write_shards(tmp_path, [[LENGTH]])
+    source = find_windows(str(tmp_path), longest=LENGTH, windows=1)
+    broken = copy.deepcopy(model)
+    broken.get_input_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(EspanError, match="perplexity at 96 tokens: the loss is not a number"):
+        PerplexityUnit(source, LENGTH, 0, 1, scored=4).score(Worker(broken))
 
 
 def test_every_length_ends_at_the_same_tokens(tmp_path: Path, write_shards: WriteShards) -> None:

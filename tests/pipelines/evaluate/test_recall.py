@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipelines.evaluate.recall import score_recall
+from pipelines.evaluate.worker import Worker
 from pipelines.needles.compose import RecallSample
 from se_model import Mamba2HybridForCausalLM
 
@@ -35,7 +36,7 @@ def with_token_changed(sample: RecallSample, position: int) -> RecallSample:
 def test_an_answer_that_greedy_decoding_writes_counts(
     model: Mamba2HybridForCausalLM, continued: list[RecallSample]
 ) -> None:
-    assert score_recall(model, continued) == [[True]] * len(continued)
+    assert score_recall(Worker(model).predict, continued) == [[True]] * len(continued)
 
 
 @pytest.mark.parametrize("wrong", range(ANSWER))
@@ -43,7 +44,7 @@ def test_an_answer_with_any_other_token_does_not_count(
     model: Mamba2HybridForCausalLM, continued: list[RecallSample], wrong: int
 ) -> None:
     samples = [with_token_changed(continued[0], PROMPT + wrong), *continued[1:]]
-    assert score_recall(model, samples) == [[False], *[[True]] * (len(continued) - 1)]
+    assert score_recall(Worker(model).predict, samples) == [[False], *[[True]] * (len(continued) - 1)]
 
 
 def test_answers_of_one_prompt_are_judged_one_by_one(
@@ -53,11 +54,4 @@ def test_answers_of_one_prompt_are_judged_one_by_one(
     right = replace(continued[0], answer_spans=spans)
     # A wrong last token leaves the answer before it as it was.
     last_wrong = with_token_changed(right, PROMPT + 2)
-    assert score_recall(model, [right, last_wrong]) == [[True, True], [True, False]]
-
-
-def test_the_head_in_small_pieces_gives_the_same(
-    model: Mamba2HybridForCausalLM, continued: list[RecallSample]
-) -> None:
-    samples = [continued[0], with_token_changed(continued[1], PROMPT)]
-    assert score_recall(model, samples, head_tokens=2) == score_recall(model, samples)
+    assert score_recall(Worker(model).predict, [right, last_wrong]) == [[True, True], [True, False]]

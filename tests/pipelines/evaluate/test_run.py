@@ -11,7 +11,7 @@ import pytest
 from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.run import run
-from pipelines.evaluate.scores import Scores
+from pipelines.evaluate.scores import Scores, read_samples
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 
 Evaluate = Callable[..., Scores]
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
     """Runs an evaluate stage below `tmp_path/<name>` and returns its scores."""
 
-    def evaluate(name: str = "scores", **changes: Any) -> Scores:
+    def evaluate(name: str = "scores", seed: int = 3, **changes: Any) -> Scores:
         keys: dict[str, Any] = {
             "model": str(model_folder),
             "recall": {"lengths": [64, 96], "samples": 5, "tasks": ["single", "variable_tracking"]},
@@ -33,14 +33,14 @@ def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
         output = tmp_path / name
         output.mkdir()
         stage = EvaluateKeys.model_validate(keys | changes)
-        run(stage, Context(name, str(output), 3, {}, str(tmp_path), {}))
+        run(stage, Context(name, str(output), seed, {}, str(tmp_path), {}))
         return Scores.read(str(output))
 
     return evaluate
 
 
 def numbers(scores: Scores) -> dict[str, Any]:
-    return scores.model_dump(include={"recall", "perplexity", "retrieval"})
+    return scores.model_dump(include={"tasks", "perplexity", "retrieval"})
 
 
 def test_the_scores_do_not_depend_on_the_number_of_workers(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -54,14 +54,36 @@ def test_the_scores_do_not_depend_on_the_number_of_workers(evaluate: Evaluate, t
 
 def test_every_task_length_and_document_is_scored(evaluate: Evaluate, tmp_path: Path) -> None:
     scores = evaluate()
-    assert [(s.task, s.length, s.samples) for s in scores.recall] == [
+    assert [(s.task, s.length, s.samples) for s in scores.of("recall")] == [
         (task, length, 5) for task in ("single", "variable_tracking") for length in (64, 96)
     ]
     assert [(s.length, s.windows, s.scored_tokens) for s in scores.perplexity] == [(24, 4, 32), (96, 4, 32)]
-    samples = [json.loads(line) for line in (tmp_path / "scores/samples.jsonl").read_text().splitlines()]
+    samples = read_samples(str(tmp_path / "scores"))
     assert len(samples) == 2 * 2 * 5 + 2 * 4
-    nats = [s["nats"] for s in samples if s["task"] == "perplexity" and s["length"] == 96]
-    assert scores.perplexity[1].loss == pytest.approx(sum(nats) / 32, rel=1e-12)
+    documents = [s for s in samples if s.measure == "perplexity" and s.length == 96]
+    assert scores.perplexity[1].loss == pytest.approx(
+        sum(s.extras["nats"] for s in documents) / 32, rel=1e-12
+    )
+    assert scores.perplexity[1].loss == pytest.approx(sum(s.value for s in documents) / 4, rel=1e-12)
+    single = [s for s in samples if (s.measure, s.task, s.length) == ("recall", "single", 64)]
+    assert scores.of("recall")[0].value == pytest.approx(sum(s.value for s in single) / 5, rel=1e-12)
+    assert [s.index for s in single] == list(range(5))
+    assert len({s.prompt for s in samples}) == len(samples)
+
+
+def test_two_evaluations_of_the_same_prompts_say_so(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Whatever the model computes; another seed draws other prompts, and the documents stay."""
+    evaluate("one")
+    evaluate("two", attention={"kind": "window", "window": 4})
+    evaluate("three", seed=4)
+    one, two, three = (
+        {(s.measure, s.task, s.length, s.index): s.prompt for s in read_samples(str(tmp_path / name))}
+        for name in ("one", "two", "three")
+    )
+    assert one == two
+    assert one.keys() == three.keys()
+    assert {key[0] for key in one if one[key] != three[key]} == {"recall"}
+    assert {key[0] for key in one if one[key] == three[key]} == {"perplexity"}
 
 
 def test_attention_that_reaches_everything_scores_like_full_attention(evaluate: Evaluate) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipelines.context import Context, StageOutput
-from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
+from pipelines.evaluate.scores import PerplexityScore, Scores, TaskScore
 from pipelines.export.card import Proof, model_card
 from pipelines.models.references import ModelSource
 from pipelines.recipe.keys.export import ExportKeys
@@ -93,7 +93,7 @@ def test_scores_stand_in_a_table_by_length(
         precision="fp32",
         seed=0,
         seconds=1.0,
-        recall=(RecallScore.of("single", 2048, [[True], [True], [True], [False]]),),
+        tasks=(TaskScore.of_recall("single", 2048, [[True], [True], [True], [False]]),),
         perplexity=(PerplexityScore.of(1024, 1, [2.0]),),
     ).write(str(output))
     stage = make_stage(scores=["after"])

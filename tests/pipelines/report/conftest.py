@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.evaluate.scores import PerplexityScore, RecallScore, Scores
+from pipelines.evaluate.scores import PerplexityScore, Scores, TaskScore
 from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, split_folder, write_manifest
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
 from pipelines.records import FINISHED, STARTED
@@ -88,8 +88,8 @@ def write_scores(folder: str, model: str, recall: Mapping[int, float], perplexit
         precision="fp32",
         seed=17,
         seconds=3.0,
-        recall=tuple(
-            RecallScore.of(task, length, [[index < share * 64] for index in range(64)])
+        tasks=tuple(
+            TaskScore.of_recall(task, length, [[index < share * 64] for index in range(64)])
             for task in ("single", "multi_key")
             for length, share in recall.items()
         ),

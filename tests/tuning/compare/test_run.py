@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.context import Context
+from pipelines.evaluate.scores import Scores, TaskScore
 from pipelines.system import storage
 from tuning.compare import run as compare
 from tuning.compare.keys import CompareKeys
@@ -44,8 +45,14 @@ def table_of(
     for trial in trials:
         place = str(folder / trial.name)
         record = {"trial": trial.name, "loss": 1.0, "label": dict(trial.label), **records.get(trial.name, {})}
-        scores = {"recall": [{"task": "single", "length": 128, "recall": 0.5}], "perplexity": []}
-        storage.write_json_atomic(storage.join(place, "scores", "scores.json"), scores)
+        Scores(
+            model="",
+            attention={"kind": "full"},
+            precision="fp32",
+            seed=0,
+            seconds=1.0,
+            tasks=(TaskScore.of_recall("single", 128, [[True], [False]]),),
+        ).write(storage.join(place, "scores"))
         storage.write_json_atomic(storage.join(place, TRIAL_FILE), record)
     monkeypatch.setattr(
         compare, "run_trials", lambda *_: [read_result(trial, str(folder)) for trial in trials]
