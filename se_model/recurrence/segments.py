@@ -1,20 +1,99 @@
 """A recurrence computed a segment of tokens at a time, of which backward computes each once more.
 
-For kinds of recurrence whose chunked form autograd can differentiate: what a segment makes on the way lives
-as long as the segment does. Kept for backward are the inputs and the state before each segment.
+What a segment makes on the way lives as long as the segment does. Kept for backward are the inputs and the
+state before each segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Step = Callable[[slice, Sequence[Tensor], Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
-"""(tokens, their inputs, parameters, the state before them) -> (their output, the state behind them)."""
+
+class Gradients(NamedTuple):
+    """Of what a segment is made of, in the shapes of that.
+
+    Attributes:
+        tensors: of the inputs and then of the parameters; None where none is needed.
+        state: of the state before the segment.
+    """
+
+    tensors: Sequence[Tensor | None]
+    state: Tensor
+
+
+class Step(Protocol):
+    """How a segment is computed, without side effects.
+
+    tokens: of the segment; inputs: each [B, tokens, ...]; parameters: whole in every segment; state: before
+    the first of the tokens.
+    """
+
+    def forward(
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The output [B, tokens, ...] and the state behind the last of the tokens."""
+        ...
+
+    def backward(
+        self,
+        tokens: slice,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        state: Tensor,
+        d_output: Tensor,
+        d_state: Tensor,
+        needed: Sequence[bool],
+    ) -> Gradients:
+        """What the gradients of both results make of those before.
+
+        needed: whether a gradient is wanted, of each of the inputs and then of each of the parameters.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DifferentiatedStep:
+    """A step that autograd differentiates.
+
+    Attributes:
+        compute: what `forward` does.
+    """
+
+    compute: Callable[[slice, Sequence[Tensor], Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+
+    def forward(
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The output and the state behind the last of the tokens."""
+        return self.compute(tokens, inputs, parameters, state)
+
+    def backward(
+        self,
+        tokens: slice,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        state: Tensor,
+        d_output: Tensor,
+        d_state: Tensor,
+        needed: Sequence[bool],
+    ) -> Gradients:
+        """Computes the segment once more, for autograd to follow."""
+        own = [
+            each.detach().requires_grad_(need)
+            for each, need in zip((*inputs, *parameters), needed, strict=True)
+        ]
+        before = state.detach().requires_grad_()
+        with torch.enable_grad():
+            results = self.compute(tokens, own[: len(inputs)], own[len(inputs) :], before)
+        wanted = [*(each for each in own if each.requires_grad), before]
+        found = iter(torch.autograd.grad(results, wanted, (d_output, d_state), materialize_grads=True))
+        return Gradients([next(found) if each.requires_grad else None for each in own], next(found))
 
 
 def by_segments(
@@ -22,9 +101,9 @@ def by_segments(
 ) -> tuple[Tensor, Tensor]:
     """One segment of ``size`` tokens after another; the last may be shorter.
 
-    step: computes a segment, without side effects; inputs: each [B, L, ...], cut along L; parameters: whole
-    in every segment; state: before the first token. Returns the output [B, L, ...] and the state behind the
-    last token. Differentiable once in inputs, parameters and state.
+    step: computes a segment; inputs: each [B, L, ...], cut along L; parameters: whole in every segment;
+    state: before the first token. Returns the output [B, L, ...] and the state behind the last token.
+    Differentiable once in inputs, parameters and state.
     """
     length = inputs[0].shape[1]
     segments = tuple(slice(start, min(start + size, length)) for start in range(0, length, size))
@@ -38,52 +117,59 @@ class _BySegments(torch.autograd.Function):
         ctx: Any, step: Step, segments: tuple[slice, ...], count: int, state: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         inputs, parameters = tensors[:count], tensors[count:]
-        states, outputs = [], []
+        states: list[Tensor] = []
         for tokens in segments:
             states.append(state)
-            output, state = step(tokens, [tensor[:, tokens] for tensor in inputs], parameters, state)
-            outputs.append(output)
+            output, state = step.forward(tokens, [each[:, tokens] for each in inputs], parameters, state)
+            if tokens.start == 0:
+                y = output.new_empty(output.shape[0], segments[-1].stop, *output.shape[2:])
+            y[:, tokens] = output
+            del output  # or it would be held beside the next segment
             state = state.clone()  # a view would keep what it is a view of
         ctx.step, ctx.segments, ctx.count = step, segments, count
         ctx.save_for_backward(*tensors, *states)
-        return torch.cat(outputs, dim=1), state
+        return y, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, d_state: Tensor) -> tuple[Any, ...]:
-        step, segments, count = ctx.step, ctx.segments, ctx.count
+        segments: tuple[slice, ...] = ctx.segments
+        count: int = ctx.count
         saved = ctx.saved_tensors  # asked for once: activation checkpointing allows no more
         tensors, states = saved[: -len(segments)], list(saved[-len(segments) :])
+        inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[4:]
-        gradients = [
-            # Of parameters: summed over segments, in float32 or better.
-            torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32))
-            if ordinal >= count
-            else torch.empty_like(each)
-            for ordinal, each in enumerate(tensors)
+        of_inputs = [
+            torch.empty_like(each) if need else None for each, need in zip(inputs, needed, strict=False)
         ]
+        of_parameters: list[Tensor | None] = [None] * len(parameters)
         for tokens in reversed(segments):
-            with torch.enable_grad():
-                own = [
-                    (each[:, tokens] if ordinal < count else each).detach().requires_grad_(needed[ordinal])
-                    for ordinal, each in enumerate(tensors)
-                ]
-                before = states.pop().detach().requires_grad_()
-                output, behind = step(tokens, own[:count], own[count:], before)
-            wanted = [ordinal for ordinal, need in enumerate(needed) if need]
-            *found, d_state = torch.autograd.grad(
-                (output, behind),
-                [*(own[ordinal] for ordinal in wanted), before],
-                (dy[:, tokens], d_state),
-                materialize_grads=True,
+            found, d_state = ctx.step.backward(
+                tokens,
+                [each[:, tokens] for each in inputs],
+                parameters,
+                states.pop(),
+                dy[:, tokens],
+                d_state,
+                needed,
             )
-            for ordinal, gradient in zip(wanted, found, strict=True):
-                if ordinal < count:
-                    gradients[ordinal][:, tokens] = gradient
-                else:
-                    gradients[ordinal] += gradient
-        of_tensors = (
-            gradient.to(each.dtype) if need else None
-            for gradient, each, need in zip(gradients, tensors, needed, strict=True)
-        )
-        return None, None, None, d_state, *of_tensors
+            for whole, part in zip(of_inputs, found, strict=False):
+                if whole is not None:
+                    whole[:, tokens] = part
+            of_parameters = [
+                _sum(total, part) if need else None
+                for total, part, need in zip(of_parameters, found[count:], needed[count:], strict=True)
+            ]
+            del found  # as above
+            d_state = d_state.clone()
+        of_parameters = [
+            None if total is None else total.to(each.dtype)
+            for total, each in zip(of_parameters, parameters, strict=True)
+        ]
+        return None, None, None, d_state, *of_inputs, *of_parameters
+
+
+def _sum(total: Tensor | None, part: Tensor) -> Tensor:
+    """In the dtype of the parts, float32 at least."""
+    part = part.to(torch.promote_types(part.dtype, torch.float32))
+    return part if total is None else total + part

@@ -47,12 +47,12 @@ class Mamba2Mixer(AttachedMixer):
         layer: Any = self
         sizes = self.sizes
         gate, inputs, dt = self._projected(hidden).split([sizes.inner, sizes.channels, sizes.heads], dim=-1)
-        # Between convolution and output projection all is float32 or better, as in the layer itself.
+        # Steps, sums and what follows up to the output projection: float32 or better, as in the layer itself.
         dtype = torch.promote_types(inputs.dtype, torch.float32)
 
         def convolve(inputs: Tensor, before: Tensor | None) -> Tensor:
             convolved: Tensor = layer.act(layer.conv1d(inputs, before, documents))
-            return convolved.to(dtype)
+            return convolved
 
         y = mamba2(
             inputs,

@@ -16,7 +16,7 @@ from se_model.recurrence.gated_delta.received import with_received_state
 from se_model.recurrence.gated_delta.segment import Inputs, segment
 from se_model.recurrence.gated_delta.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
-from se_model.recurrence.segments import by_segments
+from se_model.recurrence.segments import DifferentiatedStep, by_segments
 from se_model.span.documents import DocumentBounds, Documents
 
 SEGMENT = 512
@@ -66,7 +66,8 @@ def delta_rule_chunked(
         return o.to(v.dtype), state
 
     def scan(state: Tensor) -> tuple[Tensor, Tensor]:
-        return by_segments(step, (q, k, v, log_decay, beta), (), state, size=count * size)
+        inputs = (q, k, v, log_decay, beta)
+        return by_segments(DifferentiatedStep(step), inputs, (), state, size=count * size)
 
     zeros = v.new_zeros(batch, heads, k.shape[3], value_size, dtype=dtype)
     if callable(initial_state):

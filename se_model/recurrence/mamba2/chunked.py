@@ -7,18 +7,18 @@ C, N state dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se_model.recurrence.chunks import ChunkDocuments
 from se_model.recurrence.mamba2.received import with_received_state
 from se_model.recurrence.mamba2.segment import Inputs, Segment
 from se_model.recurrence.mamba2.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
+from se_model.recurrence.segments import Gradients, by_segments
 from se_model.span.documents import DocumentBounds, Documents
 
 SEGMENT = 1024
@@ -51,79 +51,61 @@ def ssd_chunked(
     size = min(chunk_size, length)
     bounds = None if cu_seqlens is None else DocumentBounds.of(cu_seqlens, length, batch)
     documents = None if bounds is None else ChunkDocuments.of(bounds, size, x.device)
+    heads, width = x.shape[2:]
+    groups, state_size = B.shape[2:]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if initial_state is None or callable(initial_state):
+        state = x.new_zeros(batch, groups, state_size, heads // groups, width, dtype=dtype)
+    else:
+        state = _by_group(initial_state.to(dtype), groups)
+    tokens = max(1, SEGMENT // size) * size
+    y, state = by_segments(_Chunks(size, documents), (x, dt, B, C), (A,), state, size=tokens)
+    final = _by_head(state)
     if callable(initial_state):
-        y, left = _Segments.apply(x, dt, A, B, C, None, size, documents)
-        return with_received_state(y, left, initial_state, dt, A, C, bounds)
-    return _Segments.apply(x, dt, A, B, C, initial_state, size, documents)
+        return with_received_state(y, final, initial_state, dt, A, C, bounds)
+    return y, final
 
 
-class _Segments(torch.autograd.Function):
-    """One segment after another; backward goes from the last to the first, each computed once more."""
+@dataclass(frozen=True)
+class _Chunks:
+    """The step of a segment's chunks of ``size`` tokens: inputs are x, dt, B and C, the parameter is A.
 
-    @staticmethod
+    A state is [B, G, N, h, P], for h heads of a group.
+    """
+
+    size: int
+    documents: ChunkDocuments | None
+
     def forward(
-        ctx: Any,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        initial_state: Tensor | None,
-        size: int,
-        documents: ChunkDocuments | None,
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch, _, heads, width = x.shape
-        groups, state_size = B.shape[2:]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if initial_state is None:
-            state = x.new_zeros(batch, groups, state_size, heads // groups, width, dtype=dtype)
-        else:
-            state = _by_group(initial_state.to(dtype), groups)
-        ctx.size, ctx.documents = size, documents
-        ctx.initial_dtype = None if initial_state is None else initial_state.dtype
-        y, states = torch.empty_like(x), []
-        for tokens, segment in _segments(Inputs(x, dt, A, B, C), dtype, size, documents):
-            states.append(state)
-            all_states = segment.states(state)
-            y[:, tokens] = segment.outputs(all_states)
-            state = all_states[:, -1].clone()  # a view would keep all of them
-        ctx.save_for_backward(x, dt, A, B, C, *states)
-        return y, _by_head(state)
+        segment = self._segment(tokens, inputs, parameters, state)
+        states = segment.states(state)
+        return segment.outputs(states), states[:, -1]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C, *states = ctx.saved_tensors
-        dtype = states[0].dtype
-        dx, d_dt, dB, dC = (torch.empty_like(tensor) for tensor in (x, dt, B, C))
-        dA = torch.zeros_like(A, dtype=torch.float64)
-        d_state = _by_group(d_final.to(dtype), B.shape[2])
-        inputs = Inputs(x, dt, A, B, C)
-        for tokens, segment in _segments(inputs, dtype, ctx.size, ctx.documents, backwards=True):
-            found = segment.gradients(segment.states(states.pop()), dy[:, tokens], d_state)
-            dx[:, tokens], d_dt[:, tokens], dB[:, tokens], dC[:, tokens] = found.x, found.dt, found.B, found.C
-            dA += found.A
-            d_state = found.state.clone()
-        d_initial = None if ctx.initial_dtype is None else _by_head(d_state).to(ctx.initial_dtype)
-        return dx, d_dt, dA.to(A.dtype), dB, dC, d_initial, None, None
+    def backward(
+        self,
+        tokens: slice,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        state: Tensor,
+        d_output: Tensor,
+        d_state: Tensor,
+        needed: Sequence[bool],
+    ) -> Gradients:
+        segment = self._segment(tokens, inputs, parameters, state)
+        found = segment.gradients(segment.states(state), d_output, d_state)
+        return Gradients((found.x, found.dt, found.B, found.C, found.A), found.state)
 
-
-def _segments(
-    inputs: Inputs,
-    dtype: torch.dtype,
-    size: int,
-    documents: ChunkDocuments | None,
-    backwards: bool = False,
-) -> Iterator[tuple[slice, Segment]]:
-    """Every segment with its tokens, made when it is asked for."""
-    length, count = inputs.x.shape[1], max(1, SEGMENT // size)
-    chunks = -(-length // size)
-    starts = range(0, chunks, count)
-    for first in reversed(starts) if backwards else starts:
-        end = min(first + count, chunks)
-        tokens = slice(first * size, min(end * size, length))
-        these = None if documents is None else documents.chunks(first, end)
-        yield tokens, Segment.of(inputs.tokens(tokens), dtype=dtype, size=size, documents=these)
+    def _segment(
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
+    ) -> Segment:
+        x, dt, B, C = inputs
+        (A,) = parameters
+        documents = None
+        if self.documents is not None:
+            documents = self.documents.chunks(tokens.start // self.size, -(-tokens.stop // self.size))
+        return Segment.of(Inputs(x, dt, A, B, C), dtype=state.dtype, size=self.size, documents=documents)
 
 
 def _by_group(state: Tensor, groups: int) -> Tensor:

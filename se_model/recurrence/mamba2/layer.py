@@ -70,8 +70,7 @@ def mamba2(
     inputs: [B, L, channels], x, B and C side by side before their convolution; step: [B, L, H], positive, in
     float32 or better; A_log, D: [H]; convolve: takes the inputs and what it sees before them, [B, W - 1,
     channels] or None for zeros, and returns [B, L, channels], activated; documents: of these tokens, with B =
-    1; None for one; backend: of the recurrence. Returns y: [B, L, H P], in the dtype that ``convolve``
-    returns.
+    1; None for one; backend: of the recurrence. Returns y: [B, L, H P], in float32 or better.
     """
     context = sizes.kernel - 1
     convolved = convolve(inputs, carried.convolution_state(inputs, context))
@@ -90,4 +89,5 @@ def mamba2(
         backend=backend,
     )
     carried.keep_state(state)
-    return (y + x * D.to(y.dtype)[:, None]).flatten(2)
+    # Of both dtypes' product autograd keeps x as it is.
+    return (y + x * D.to(step.dtype)[:, None]).flatten(2)

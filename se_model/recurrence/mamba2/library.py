@@ -23,9 +23,9 @@ def ssd_library(
 ) -> tuple[Tensor, Tensor]:
     """`ssd_naive` by mamba-ssm's ``mamba_chunk_scan_combined``; same arguments and results.
 
-    ``chunk_size`` must be a power of two. The kernels take products of x's dtype and keep sums, logs of
-    decay and the state behind the last document in float32; what they save for backward are the inputs, y
-    and one log of decay a token and head.
+    But y is in x's dtype. ``chunk_size`` must be a power of two. The kernels take products of x's dtype and
+    keep sums, logs of decay and the state behind the last document in float32; what they save for backward
+    are the inputs, y and one log of decay a token and head.
 
     Raises:
         ValueError: if shapes do not fit together.

@@ -32,7 +32,8 @@ def ssd_naive(
     x: [B, L, H, P]; dt: [B, L, H], positive; A: [H], negative; B, C: [B, L, G, N], G divides H;
     initial_state: [B, H, P, N] (None: zeros); cu_seqlens: [documents + 1] with B = 1: the state starts from
     zero at each document but the first, which starts from ``initial_state``.
-    Returns y: [B, L, H, P] and the state after the last token: [B, H, P, N]. Computes in float32 or better.
+    Returns y: [B, L, H, P] and the state after the last token: [B, H, P, N], both in float32 or better, in
+    which it computes.
 
     Raises:
         ValueError: if shapes or ``cu_seqlens`` do not fit together.
@@ -55,4 +56,4 @@ def ssd_naive(
         decay = torch.exp(step * A.to(dtype)[None, :, None, None])
         state = decay * state + step * x[:, t, :, :, None].to(dtype) * B_t
         outputs.append((state * C_t).sum(dim=-1))
-    return torch.stack(outputs, dim=1).to(x.dtype), state
+    return torch.stack(outputs, dim=1), state

@@ -40,7 +40,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """`ssd_naive` by the backend that is named, or by the fastest that serves the call.
 
-    Arguments and results are those of `ssd_chunked`. backend: "auto", "library", "chunked" or "naive".
+    Arguments and results are those of `ssd_chunked`; the library's y is in x's dtype. backend: "auto",
+    "library", "chunked" or "naive".
 
     Raises:
         ValueError: if shapes or ``cu_seqlens`` do not fit together, or the backend cannot serve the call.

@@ -7,14 +7,14 @@ C, N state dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se_model.recurrence.protocol import InitialState
+from se_model.recurrence.segments import Gradients, by_segments
 from se_model.recurrence.selective_scan.received import with_received_state
 from se_model.recurrence.selective_scan.segment import Inputs, Segment, by_channel, by_group
 from se_model.recurrence.selective_scan.shapes import check_shapes
@@ -52,10 +52,17 @@ def selective_scan_chunked(
     documents = None if cu_seqlens is None else DocumentBounds.of(cu_seqlens, length, batch)
     begins = None if documents is None else _begins(documents, u.device)
     size = tokens_held(u, A)
+    groups, state_size = B.shape[2:]
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    if initial_state is None or callable(initial_state):
+        state = u.new_zeros(batch, groups, state_size, u.shape[2] // groups, dtype=dtype)
+    else:
+        state = by_group(initial_state.to(dtype), groups)
+    y, state = by_segments(_Chunks(begins), (u, dt, B, C), (A,), state, size=size)
+    final = by_channel(state)
     if callable(initial_state):
-        y, left = _Segments.apply(u, dt, A, B, C, None, size, begins)
-        return with_received_state(y, left, initial_state, dt, A, C, documents, size=max(1, size // 2))
-    return _Segments.apply(u, dt, A, B, C, initial_state, size, begins)
+        return with_received_state(y, final, initial_state, dt, A, C, documents, size=max(1, size // 2))
+    return y, final
 
 
 def tokens_held(u: Tensor, A: Tensor) -> int:
@@ -63,66 +70,43 @@ def tokens_held(u: Tensor, A: Tensor) -> int:
     return max(1, min(SEGMENT, HELD // (u.shape[0] * A.numel())))
 
 
-class _Segments(torch.autograd.Function):
-    """One segment after another; backward goes from the last to the first, each computed once more."""
+@dataclass(frozen=True)
+class _Chunks:
+    """The step of a segment's chunks: inputs are u, dt, B and C, the parameter is A.
 
-    @staticmethod
+    A state is [B, G, N, d], for d channels of a group; begins: bool [L], the tokens before which it is zero.
+    """
+
+    begins: Tensor | None
+
     def forward(
-        ctx: Any,
-        u: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        initial_state: Tensor | None,
-        size: int,
-        begins: Tensor | None,
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch, _, channels = u.shape
-        groups, state_size = B.shape[2:]
-        dtype = torch.promote_types(u.dtype, torch.float32)
-        if initial_state is None:
-            state = u.new_zeros(batch, groups, state_size, channels // groups, dtype=dtype)
-        else:
-            state = by_group(initial_state.to(dtype), groups)
-        ctx.size, ctx.begins = size, begins
-        ctx.initial_dtype = None if initial_state is None else initial_state.dtype
-        y, kept = torch.empty_like(u), []
-        for tokens, segment in _segments(Inputs(u, dt, A, B, C), dtype, size, begins):
-            kept.append(state)
-            states = segment.states(state)
-            y[:, tokens] = segment.outputs(states)
-            state = states[:, -1].clone()  # a view would keep all of them
-        ctx.save_for_backward(u, dt, A, B, C, *kept)
-        return y, by_channel(state)
+        segment = self._segment(tokens, inputs, parameters, state)
+        states = segment.states(state)
+        return segment.outputs(states).to(inputs[0].dtype), states[:, -1]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, d_final: Tensor) -> tuple[Tensor | None, ...]:
-        u, dt, A, B, C, *kept = ctx.saved_tensors
-        dtype, groups = kept[0].dtype, B.shape[2]
-        du, d_dt, dB, dC = (torch.empty_like(tensor) for tensor in (u, dt, B, C))
-        dA = torch.zeros_like(A, dtype=torch.float64)
-        d_state = by_group(d_final.to(dtype), groups)
-        inputs = Inputs(u, dt, A, B, C)
-        for tokens, segment in _segments(inputs, dtype, ctx.size, ctx.begins, backwards=True):
-            found = segment.gradients(segment.states(kept.pop()), dy[:, tokens], d_state)
-            du[:, tokens], d_dt[:, tokens], dB[:, tokens], dC[:, tokens] = found.u, found.dt, found.B, found.C
-            dA += found.A
-            d_state = found.state
-        d_initial = None if ctx.initial_dtype is None else by_channel(d_state).to(ctx.initial_dtype)
-        return du, d_dt, dA.to(A.dtype), dB, dC, d_initial, None, None
+    def backward(
+        self,
+        tokens: slice,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        state: Tensor,
+        d_output: Tensor,
+        d_state: Tensor,
+        needed: Sequence[bool],
+    ) -> Gradients:
+        segment = self._segment(tokens, inputs, parameters, state)
+        found = segment.gradients(segment.states(state), d_output, d_state)
+        return Gradients((found.u, found.dt, found.B, found.C, found.A), found.state)
 
-
-def _segments(
-    inputs: Inputs, dtype: torch.dtype, size: int, begins: Tensor | None, backwards: bool = False
-) -> Iterator[tuple[slice, Segment]]:
-    """Every segment with its tokens, made when it is asked for."""
-    starts = range(0, inputs.u.shape[1], size)
-    for start in reversed(starts) if backwards else starts:
-        tokens = slice(start, min(start + size, inputs.u.shape[1]))
-        here = None if begins is None else begins[tokens]
-        yield tokens, Segment.of(inputs.tokens(tokens), dtype=dtype, begins=here)
+    def _segment(
+        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
+    ) -> Segment:
+        u, dt, B, C = inputs
+        (A,) = parameters
+        begins = None if self.begins is None else self.begins[tokens]
+        return Segment.of(Inputs(u, dt, A, B, C), dtype=state.dtype, begins=begins)
 
 
 def _begins(documents: DocumentBounds, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from se_model.recurrence.chunks import decay
-from se_model.recurrence.segments import by_segments
+from se_model.recurrence.segments import DifferentiatedStep, by_segments
 from se_model.recurrence.selective_scan.segment import by_channel, by_group
 from se_model.span.documents import DocumentBounds
 
@@ -39,7 +39,9 @@ def with_received_state(
     bounds = (0, y.shape[1]) if documents is None else documents.bounds
     first, groups = bounds[1], C.shape[2]
     inputs = [dt[:, :first], C[:, :first]]
-    given, behind = by_segments(_given, inputs, [by_group(A, groups)], by_group(state, groups), size=size)
+    given, behind = by_segments(
+        DifferentiatedStep(_given), inputs, [by_group(A, groups)], by_group(state, groups), size=size
+    )
     y = torch.cat([y[:, :first] + given.to(y.dtype), y[:, first:]], dim=1)
     if len(bounds) == 2:
         left = left + by_channel(behind)

@@ -37,10 +37,6 @@ class Inputs(NamedTuple):
     B: Tensor
     C: Tensor
 
-    def tokens(self, part: slice) -> Inputs:
-        """Those of some of the tokens."""
-        return Inputs(self.u[:, part], self.dt[:, part], self.A, self.B[:, part], self.C[:, part])
-
 
 class Gradients(NamedTuple):
     """Of a segment's inputs, in their shapes and the dtype that it computes in; A's in float64."""

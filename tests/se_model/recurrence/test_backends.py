@@ -127,3 +127,24 @@ def test_a_model_is_told_which_backend_to_take(name: str) -> None:
     attach(model, SpanConfig(chunk_sizes=8, block_size=4, top_k=1), recurrence="library")
     with pytest.raises(ValueError, match=r"backend 'library' of .* runs on cuda, not on cpu"):
         model(tokens, use_cache=False)
+
+
+def kept_by_segments(outputs: Tensor) -> list[Tensor]:
+    """What the recurrence that is last before the outputs keeps for backward: inputs, parameters, states."""
+    nodes = {outputs.grad_fn}
+    while not (found := [node for node in nodes if node.name() == "_BySegmentsBackward"]):
+        nodes = {before for node in nodes for before, _ in node.next_functions if before is not None}
+    return list(found[0].saved_tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["mamba2_hybrid", "bamba", "falcon_h1", "jamba", "zamba", "qwen3_next", "kimi_linear"]
+)
+def test_recurrences_of_half_precision_models_keep_half_precision(name: str) -> None:
+    model, tokens = tiny_model(name).to(torch.bfloat16), torch.arange(11)[None] + 3
+    attach(model, SpanConfig(chunk_sizes=8, block_size=4, top_k=1))
+    kept = kept_by_segments(model(tokens, use_cache=False).logits)
+    # x or u, dt, B and C; q, k, v, log_decay and beta: values in the model's dtype, steps and decays better.
+    by_token = [each.dtype for each in kept if each.shape[:2] == tokens.shape]
+    assert by_token.count(torch.bfloat16) == 3
+    assert by_token.count(torch.float32) == len(by_token) - 3 > 0
