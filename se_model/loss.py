@@ -146,18 +146,20 @@ def last_hidden_states(
     input_ids: Tensor,
     documents: DocumentBounds | None = None,
     shard: SequenceShard | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """What the output head reads, of input_ids [B, L]: [B, L, E], or of a shard's own tokens [B, n, E].
 
-    The arguments and errors are those of `causal_lm_loss`.
+    attention_mask: [B, L], of rows with padding, whose states mean nothing; the other arguments and the
+    errors are those of `causal_lm_loss`.
     """
     decoder = getattr(causal_lm, causal_lm.base_model_prefix)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
     if shard is not None:
-        arguments = _shard_arguments(decoder, input_ids, documents, shard)
+        arguments |= _shard_arguments(decoder, input_ids, documents, shard)
         input_ids = input_ids[:, shard.tokens]
     elif documents is not None:
-        arguments = _packing_arguments(decoder, input_ids, documents)
+        arguments |= _packing_arguments(decoder, input_ids, documents)
     hidden: Tensor = decoder(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
     return hidden
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class Predictions(NamedTuple):
-    """Of each chosen token, [N]: the logarithm of its probability, in float32 or wider, and whether it is the
-    model's first choice.
+    """Of each target, [N]: the logarithm of its probability, in float32 or wider, and whether the model finds
+    no other token likelier.
     """
 
     log_likelihoods: Tensor
@@ -32,15 +32,17 @@ def predictions(
     input_ids: Tensor,
     rows: Tensor,
     positions: Tensor,
+    targets: Tensor,
     *,
     documents: DocumentBounds | None = None,
     shard: SequenceShard | None = None,
+    attention_mask: Tensor | None = None,
     head_tokens: int = 1024,
 ) -> Predictions:
-    """How `model` predicts the tokens at ``positions`` ([N], none of them 0) of ``rows`` ([N]) of input_ids.
+    """How `model` predicts ``targets`` ([N]), each right behind a position ([N]) of a row ([N]) of input_ids.
 
-    input_ids: [B, L]; documents: of a packed row, as for `causal_lm_loss`. The head runs on `head_tokens`
-    tokens at a time, and only where a chosen token is predicted.
+    input_ids: [B, L]; documents: of a packed row, as for `causal_lm_loss`; attention_mask: [B, L], of rows
+    with padding. The head runs on `head_tokens` positions at a time, and only on those asked for.
 
     shard: this rank's part of the rows, under context parallelism. Every rank is given the same arguments but
     for its shard, and every rank returns all predictions.
@@ -49,14 +51,12 @@ def predictions(
         ValueError: as `causal_lm_loss`.
     """
     causal_lm = unwrap(model)
-    hidden = last_hidden_states(causal_lm, input_ids, documents, shard)
-    before = positions - 1  # the state at t - 1 predicts token t
-    targets = input_ids[rows, positions]
+    hidden = last_hidden_states(causal_lm, input_ids, documents, shard, attention_mask)
     if shard is not None:
-        here = (before >= shard.start) & (before < shard.end)
-        rows, before, targets = rows[here], before[here] - shard.start, targets[here]
+        here = (positions >= shard.start) & (positions < shard.end)
+        rows, positions, targets = rows[here], positions[here] - shard.start, targets[here]
     head = head_of(causal_lm)
-    chunks = zip(hidden[rows, before].split(head_tokens), targets.split(head_tokens), strict=True)
+    chunks = zip(hidden[rows, positions].split(head_tokens), targets.split(head_tokens), strict=True)
     found = [_predict(head(states), wanted) for states, wanted in chunks]
     likelihoods, first = (torch.cat(each) for each in zip(*found, strict=True))
     if shard is not None:
@@ -71,7 +71,7 @@ def _predict(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_all_ranks(own: Tensor, here: Tensor, shard: SequenceShard) -> Tensor:
-    """All predictions. own: those of this rank's tokens, which are chosen by the mask ``here``, [N]."""
+    """All predictions. own: those behind this rank's tokens, which the mask ``here`` [N] chooses."""
     all_of_them = own.new_zeros(here.shape).masked_scatter(here, own)
     # Each is another rank's zero but for the rank that made it.
     return shard.group.all_gather(all_of_them, purpose="predictions").sum(0).to(own.dtype)

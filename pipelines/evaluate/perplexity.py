@@ -11,7 +11,6 @@ At the greatest length the loss of all tokens is summed by position, too: window
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,10 +22,6 @@ from pipelines.evaluate.scores import prompt_hash
 from pipelines.evaluate.units import Outcome, batches
 from pipelines.evaluate.windows import WindowSource
 from pipelines.evaluate.worker import Worker
-from se_model.predictions import Predictions
-
-Predict = Callable[[Tensor, Tensor, Tensor], Predictions]
-"""`Worker.predict`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class PerplexityUnit:
         """
         windows = self.windows.read(self.first, self.count, self.length)
         first = 1 if self.bins else self.length - self.scored
-        nats = token_nats(worker.predict, windows, first=first)
+        nats = token_nats(worker, windows, first=first)
         if not math.isfinite(float(nats.sum())):
             raise EspanError(
                 f"perplexity at {self.length} tokens: the loss is not a number; check weights and precision"
@@ -89,7 +84,7 @@ def perplexity_units(
     ]
 
 
-def token_nats(predict: Predict, windows: Tensor, *, first: int) -> Tensor:
+def token_nats(worker: Worker, windows: Tensor, *, first: int) -> Tensor:
     """Negative log-likelihoods in nats of each window's tokens from position `first` (at least 1) on.
 
     windows: [N, n] token ids -> float64 [N, n - first], on the CPU.
@@ -97,7 +92,7 @@ def token_nats(predict: Predict, windows: Tensor, *, first: int) -> Tensor:
     count, length = windows.shape
     rows = torch.arange(count).repeat_interleave(length - first)
     positions = torch.arange(first, length).repeat(count)
-    found = predict(windows, rows, positions).log_likelihoods
+    found = worker.predict(windows, rows, positions - 1, windows[rows, positions]).log_likelihoods
     return -found.double().cpu().view(count, length - first)
 
 

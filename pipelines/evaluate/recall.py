@@ -8,13 +8,12 @@ that one mistake does not cause others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.evaluate.scores import prompt_hash
 from pipelines.evaluate.units import Outcome, batches
@@ -22,7 +21,6 @@ from pipelines.evaluate.worker import Worker, tokenizer_of
 from pipelines.needles.compose import RecallSample, recall_prompt
 from pipelines.needles.find import cases_in
 from pipelines.recipe.keys.needles import RecallTask
-from se_model.predictions import Predictions
 from se_model.span.hits import Hits, LayerHits
 from se_model.span.statistics import record_selections
 
@@ -66,7 +64,7 @@ class RecallUnit:
             # Ranks that share a row see a part of it each, and its padding.
             if worker.group is None:
                 selections.ask(partial(cases_in, tokenizer, rows, joined=False))
-            answers = score_recall(worker.predict, samples)
+            answers = score_recall(worker, samples)
         return {
             "answers": answers,
             "hits": hits_record(selections.hits()),
@@ -107,18 +105,16 @@ def recall_units(
     ]
 
 
-def score_recall(
-    predict: Callable[[Tensor, Tensor, Tensor], Predictions], samples: Sequence[RecallSample]
-) -> list[list[bool]]:
+def score_recall(worker: Worker, samples: Sequence[RecallSample]) -> list[list[bool]]:
     """Says for each sample, in order, whether the model gives each of its answers.
 
-    predict: `Worker.predict`. All samples have the same number of tokens.
+    All samples have the same number of tokens.
     """
     input_ids = torch.tensor([sample.input_ids for sample in samples])
     answers = [(row, start, end) for row, sample in enumerate(samples) for start, end in sample.answer_spans]
     rows = torch.tensor([row for row, start, end in answers for _ in range(start, end)])
     positions = torch.tensor([position for _, start, end in answers for position in range(start, end)])
-    right = predict(input_ids, rows, positions).first_choice.tolist()
+    right = worker.predict(input_ids, rows, positions - 1, input_ids[rows, positions]).first_choice.tolist()
     outcomes: list[list[bool]] = [[] for _ in samples]
     token = 0
     for row, start, end in answers:

@@ -20,7 +20,7 @@ from pipelines.recipe.keys.attention import Attention
 from pipelines.system.devices import check_devices, find_device
 from pipelines.system.precision import multiply_in_float32
 from se_model import attach
-from se_model.attach import check_parallel
+from se_model.attach import attached, check_parallel
 from se_model.predictions import Predictions, predictions
 
 if TYPE_CHECKING:
@@ -85,24 +85,35 @@ class Worker:
     Attributes:
         group: the workers that share each row with this one; None where it has rows of its own.
         chunk_multiple: what each worker's part of a row must be a multiple of.
+        head_tokens: positions whose logits are in memory together.
     """
 
     model: nn.Module
     group: ContextParallelGroup | None = None
     chunk_multiple: int = 1
+    head_tokens: int = 1024
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def predict(self, input_ids: Tensor, rows: Tensor, positions: Tensor) -> Predictions:
-        """`se_model.predictions` of tokens in whole rows, given on any device; every worker of a group
-        returns all.
+    def predict(
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        lengths: Tensor | None = None,
+    ) -> Predictions:
+        """`se_model.predictions` in whole rows, given on any device; every worker of a group returns all.
 
-        input_ids: [B, L]; rows, positions: [N].
+        input_ids: [B, L]; rows, positions, targets: [N]; lengths: [B], tokens of each row, behind which it is
+        padded.
         """
-        input_ids, rows, positions = (each.to(self.device) for each in (input_ids, rows, positions))
+        input_ids, rows, positions, targets = (
+            each.to(self.device) for each in (input_ids, rows, positions, targets)
+        )
         shard = None
         if self.group is not None:
             from se_model.parallel import SequenceShard
@@ -111,7 +122,21 @@ class Worker:
             multiple = self.group.size * self.chunk_multiple
             input_ids = F.pad(input_ids, (0, -input_ids.shape[1] % multiple))
             shard = SequenceShard.of(self.group, input_ids.shape[1], chunk_multiple=self.chunk_multiple)
-        return predictions(self.model, input_ids, rows, positions, shard=shard)
+        mask = None
+        # No token sees a later one, but the paper's span attention chooses blocks by all queries of a chunk.
+        if lengths is not None and getattr(attached(self.model), "selection", None) == "chunk":
+            places = torch.arange(input_ids.shape[1], device=self.device)
+            mask = (places < lengths.to(self.device)[:, None]).long()
+        return predictions(
+            self.model,
+            input_ids,
+            rows,
+            positions,
+            targets,
+            shard=shard,
+            attention_mask=mask,
+            head_tokens=self.head_tokens,
+        )
 
 
 tokenizer_of = lru_cache(maxsize=2)(load_tokenizer)

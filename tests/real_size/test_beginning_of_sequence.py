@@ -210,7 +210,7 @@ def test_a_model_is_scored_on_texts_that_begin_with_the_token(made: Made) -> Non
     for score in scores.perplexity:
         windows = source.read(0, 3, score.length)
         windows[:, 0] = 1
-        nats = float(token_nats(Worker(model).predict, windows, first=score.length - 4).sum())
+        nats = float(token_nats(Worker(model), windows, first=score.length - 4).sum())
         assert score.loss == pytest.approx(nats / 12, rel=1e-5)
 
 

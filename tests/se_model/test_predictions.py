@@ -26,41 +26,33 @@ def model_and_tokens(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randint(0, 50, (2, LENGTH), generator=generator)
 
 
-def chosen() -> tuple[Tensor, Tensor]:
-    """Rows and positions in no order, at the borders of shards among others, one of them twice."""
+def chosen() -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, positions and targets in no order, at the borders of shards among others, one of them twice."""
     positions = torch.tensor([63, 1, 33, 32, 31, 16, 17, 33, 50])
-    return torch.tensor([0, 1, 1, 0, 0, 1, 1, 0, 0]), positions
+    return torch.tensor([0, 1, 1, 0, 0, 1, 1, 0, 0]), positions, torch.arange(9)
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba2_hybrid", "qwen3_next"])
 def test_predictions_are_those_of_the_whole_logits(name: str) -> None:
     model, tokens = model_and_tokens(name)
-    rows, positions = chosen()
+    rows, positions, targets = chosen()
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits.float()
-    expected = logits.log_softmax(-1)[rows, positions - 1].gather(1, tokens[rows, positions][:, None])
-    found = predictions(model, tokens, rows, positions, head_tokens=4)
+    expected = logits.log_softmax(-1)[rows, positions].gather(1, targets[:, None])
+    found = predictions(model, tokens, rows, positions, targets, head_tokens=4)
     torch.testing.assert_close(found.log_likelihoods, expected.squeeze(1), **within(F32))
-    first = logits[rows, positions - 1].argmax(-1) == tokens[rows, positions]
-    assert found.first_choice.tolist() == first.tolist()
-
-
-def test_a_token_that_the_model_prefers_is_its_first_choice() -> None:
-    model, tokens = model_and_tokens("llama")
-    with torch.no_grad():
-        tokens[0, 40] = model(input_ids=tokens, use_cache=False).logits[0, 39].argmax()
-    found = predictions(model, tokens, torch.tensor([0, 0]), torch.tensor([40, 41]))
-    assert found.first_choice[0]
+    best = logits[rows, positions].argmax(-1)
+    assert predictions(model, tokens, rows, positions, best).first_choice.all()
+    assert not predictions(model, tokens, rows, positions, (best + 1) % 50).first_choice.any()
 
 
 def test_documents_of_a_packed_row_are_predicted_like_rows_of_their_own() -> None:
     model, tokens = model_and_tokens("mamba2_hybrid")
-    bounds = DocumentBounds((0, 23, LENGTH))
-    packed = predictions(
-        model, tokens[:1], torch.tensor([0, 0, 0]), torch.tensor([22, 30, 63]), documents=bounds
-    )
-    first = predictions(model, tokens[:1, :23], torch.tensor([0]), torch.tensor([22]))
-    second = predictions(model, tokens[:1, 23:], torch.tensor([0, 0]), torch.tensor([7, 40]))
+    bounds, targets = DocumentBounds((0, 23, LENGTH)), torch.tensor([1, 2, 3])
+    row = torch.zeros(3, dtype=torch.long)
+    packed = predictions(model, tokens[:1], row, torch.tensor([22, 30, 63]), targets, documents=bounds)
+    first = predictions(model, tokens[:1, :23], row[:1], torch.tensor([22]), targets[:1])
+    second = predictions(model, tokens[:1, 23:], row[:2], torch.tensor([7, 40]), targets[1:])
     expected = torch.cat([first.log_likelihoods, second.log_likelihoods])
     torch.testing.assert_close(packed.log_likelihoods, expected, **within(F32))
 

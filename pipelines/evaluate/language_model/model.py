@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredToke
 from pipelines.evaluate.language_model.requests import TOKENS_PER_CACHE, complete
 from pipelines.evaluate.language_model.score import Likelihood, score
 from pipelines.evaluate.language_model.stopping import Generation, Stops
+from pipelines.evaluate.worker import Worker
 from se_model.loss import unwrap
 
 if TYPE_CHECKING:
@@ -20,48 +22,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class EspanLM(LM):
-    """A transformers causal language model, attention attached or not, in this process.
+class RequestLM(LM):
+    """Answers lm-eval's requests; subclasses say where `score` and `complete` are computed.
 
-    A subclass that computes elsewhere overrides `score` and `complete`.
-
-    Args:
-        model: with its weights, in evaluation mode.
-        tokenizer: the model's.
-        max_length: the most tokens that a row may have; see `Encoder.of`.
-        add_bos: whether texts begin with the BOS token; None for as the tokenizer does by default.
-        tokens_per_batch: tokens that go through the model together.
-        tokens_per_cache: tokens of rows that are decoded together; see `requests.complete`.
+    encoder: makes tokens of them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int | None = None,
-        add_bos: bool | None = None,
-        tokens_per_batch: int = 4096,
-        tokens_per_cache: int = TOKENS_PER_CACHE,
-    ) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.tokens_per_batch, self.tokens_per_cache = tokens_per_batch, tokens_per_cache
-        self.encoder = Encoder.of(unwrap(model).config, tokenizer, max_length=max_length, add_bos=add_bos)
+        self.encoder, self.tokenizer = encoder, encoder.tokenizer
 
+    @abstractmethod
     def score(self, requests: Sequence[ScoredTokens]) -> list[Likelihood]:
         """Returns the likelihood of each continuation; see `score.score`."""
-        return score(self.model, requests, tokens_per_batch=self.tokens_per_batch)
 
-    def complete(self, prompts: Sequence[Prompt], stops: Stops) -> list[str]:
-        """Returns what the model writes after each prompt; see `requests.complete`."""
-        return complete(
-            self.model,
-            prompts,
-            stops,
-            tokens_per_batch=self.tokens_per_batch,
-            tokens_per_cache=self.tokens_per_cache,
-        )
+    @abstractmethod
+    def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
+        """Returns what the model writes after each prompt, before the first of the strings of `stop`."""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Likelihood]:
         """Answers lm-eval's requests of this name.
@@ -96,7 +73,7 @@ class EspanLM(LM):
         answers = [""] * len(requests)
         for stop in dict.fromkeys(how.stop for _, how in asked):
             numbers = [number for number, (_, how) in enumerate(asked) if how.stop == stop]
-            texts = self.complete([prompts[number] for number in numbers], Stops.of(self.tokenizer, stop))
+            texts = self.complete([prompts[number] for number in numbers], stop)
             for number, text in zip(numbers, texts, strict=True):
                 answers[number] = text
         self._remember("generate_until", requests, answers)
@@ -122,3 +99,44 @@ class EspanLM(LM):
         add: Callable[[str, Any, Any], None] = self.cache_hook.add_partial
         for request, answer in zip(requests, answers, strict=True):
             add(what, request.args, answer)
+
+
+class EspanLM(RequestLM):
+    """A transformers causal language model, attention attached or not, in this process.
+
+    Args:
+        model: with its weights, in evaluation mode.
+        tokenizer: the model's.
+        max_length: the most tokens that a row may have; see `Encoder.of`.
+        add_bos: whether texts begin with the BOS token; None for as the tokenizer does by default.
+        tokens_per_batch: tokens that go through the model together.
+        tokens_per_cache: tokens of rows that are decoded together; see `requests.complete`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        add_bos: bool | None = None,
+        tokens_per_batch: int = 4096,
+        tokens_per_cache: int = TOKENS_PER_CACHE,
+    ) -> None:
+        super().__init__(Encoder.of(unwrap(model).config, tokenizer, max_length=max_length, add_bos=add_bos))
+        self.model = model
+        self.tokens_per_batch, self.tokens_per_cache = tokens_per_batch, tokens_per_cache
+
+    def score(self, requests: Sequence[ScoredTokens]) -> list[Likelihood]:
+        """As `RequestLM.score`."""
+        return score(Worker(self.model), requests, tokens_per_batch=self.tokens_per_batch)
+
+    def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
+        """As `RequestLM.complete`."""
+        return complete(
+            self.model,
+            prompts,
+            Stops.of(self.tokenizer, stop),
+            tokens_per_batch=self.tokens_per_batch,
+            tokens_per_cache=self.tokens_per_cache,
+        )

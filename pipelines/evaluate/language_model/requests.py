@@ -12,6 +12,7 @@ from pipelines.evaluate.language_model.encode import Encoder, Prompt
 from pipelines.evaluate.language_model.generate import continue_prompts
 from pipelines.evaluate.language_model.score import Likelihood, score
 from pipelines.evaluate.language_model.stopping import MAX_NEW_TOKENS, Stops, check_greedy
+from pipelines.evaluate.worker import Worker
 from se_model.loss import unwrap
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def loglikelihoods(
         EspanError: as `Encoder.pair`.
     """
     encoder = Encoder.of(unwrap(model).config, tokenizer, max_length=max_length)
-    return score(model, [encoder.pair(*pair) for pair in pairs], tokens_per_batch=tokens_per_batch)
+    return score(Worker(model), [encoder.pair(*pair) for pair in pairs], tokens_per_batch=tokens_per_batch)
 
 
 def rolling_loglikelihoods(
@@ -52,7 +53,9 @@ def rolling_loglikelihoods(
     """
     encoder = Encoder.of(unwrap(model).config, tokenizer, max_length=max_length)
     windows = [encoder.windows(text) for text in texts]
-    scored = score(model, [each for some in windows for each in some], tokens_per_batch=tokens_per_batch)
+    scored = score(
+        Worker(model), [each for some in windows for each in some], tokens_per_batch=tokens_per_batch
+    )
     likelihoods = iter(scored)
     return [sum((next(likelihoods)[0] for _ in some), start=0.0) for some in windows]
 

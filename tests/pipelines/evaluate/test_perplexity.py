@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_the_last_tokens_given_all_before_them(model: Mamba2
         float(F.cross_entropy(row[-8:-1], tokens[-7:], reduction="sum"))
         for row, tokens in zip(logits, windows, strict=True)
     ]
-    nats = token_nats(Worker(model).predict, windows, first=33)
+    nats = token_nats(Worker(model), windows, first=33)
     assert nats.sum(1).tolist() == pytest.approx(expected, rel=RTOL)
 
 
@@ -50,7 +50,7 @@ def test_bins_hold_the_loss_of_the_whole_window_and_the_scored_tokens_are_among_
     write_shards(tmp_path, [[LENGTH]] * 2)
     source = find_windows(str(tmp_path), longest=LENGTH, windows=2)
     found = PerplexityUnit(source, LENGTH, 0, 2, scored=19, bins=5).score(Worker(model))
-    nats = token_nats(Worker(model).predict, source.read(0, 2, LENGTH), first=1)
+    nats = token_nats(Worker(model), source.read(0, 2, LENGTH), first=1)
     assert [sum(window) for window in found["bins"]] == pytest.approx(nats.sum(1).tolist(), rel=RTOL)
     assert [window[-1] for window in found["bins"]] == pytest.approx(found["nats"], rel=RTOL)
     assert "bins" not in PerplexityUnit(source, LENGTH, 0, 2, scored=19).score(Worker(model))

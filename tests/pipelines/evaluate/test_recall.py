@@ -36,7 +36,7 @@ def with_token_changed(sample: RecallSample, position: int) -> RecallSample:
 def test_an_answer_that_greedy_decoding_writes_counts(
     model: Mamba2HybridForCausalLM, continued: list[RecallSample]
 ) -> None:
-    assert score_recall(Worker(model).predict, continued) == [[True]] * len(continued)
+    assert score_recall(Worker(model), continued) == [[True]] * len(continued)
 
 
 @pytest.mark.parametrize("wrong", range(ANSWER))
@@ -44,7 +44,7 @@ def test_an_answer_with_any_other_token_does_not_count(
     model: Mamba2HybridForCausalLM, continued: list[RecallSample], wrong: int
 ) -> None:
     samples = [with_token_changed(continued[0], PROMPT + wrong), *continued[1:]]
-    assert score_recall(Worker(model).predict, samples) == [[False], *[[True]] * (len(continued) - 1)]
+    assert score_recall(Worker(model), samples) == [[False], *[[True]] * (len(continued) - 1)]
 
 
 def test_answers_of_one_prompt_are_judged_one_by_one(
@@ -54,4 +54,4 @@ def test_answers_of_one_prompt_are_judged_one_by_one(
     right = replace(continued[0], answer_spans=spans)
     # A wrong last token leaves the answer before it as it was.
     last_wrong = with_token_changed(right, PROMPT + 2)
-    assert score_recall(Worker(model).predict, [right, last_wrong]) == [[True, True], [True, False]]
+    assert score_recall(Worker(model), [right, last_wrong]) == [[True, True], [True, False]]

@@ -8,6 +8,7 @@ import torch
 from pipelines.evaluate.language_model.model import EspanLM
 from pipelines.evaluate.language_model.requests import loglikelihoods, rolling_loglikelihoods
 from pipelines.evaluate.language_model.score import score
+from pipelines.evaluate.worker import Worker
 from se_model import SpanConfig, attach
 from se_model.baselines import SlidingWindowConfig
 from tests.pipelines.evaluate.language_model.tiny import (
@@ -55,7 +56,7 @@ def test_only_what_greedy_decoding_writes_is_greedy(model):
     requests = [scored(row, 20)]
     for place in range(20, 24):
         requests.append(scored((*row[:place], row[place] + 1, *row[place + 1 :]), 20))
-    assert [greedy for _, greedy in score(model, requests)] == [True, False, False, False, False]
+    assert [greedy for _, greedy in score(Worker(model), requests)] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("text", ["", "one", "text that is longer than the rows " * 4])
@@ -71,8 +72,8 @@ def test_rolling_log_likelihoods_are_those_of_lm_eval(model, tokenizer, text):
 def test_rows_of_unequal_length_together_are_scored_as_each_alone(model_of, name, config):
     model = model_of(name) if config is None else attach(model_of(name), config)
     requests = [scored(row, len(row) // 3 + 1) for row in random_rows(61, 20, 45, 2, 33, 61, 7)]
-    together = score(model, requests, tokens_per_batch=200, head_tokens=5)
-    assert_alike(together, [score(model, [request])[0] for request in requests])
+    together = score(Worker(model, head_tokens=5), requests, tokens_per_batch=200)
+    assert_alike(together, [score(Worker(model), [request])[0] for request in requests])
 
 
 def test_span_attention_would_see_padding_that_it_is_not_told_of(model_of):
