@@ -10,22 +10,16 @@ from typing import Any
 import torch
 
 from pipelines.context import Context
-from pipelines.errors import EspanError
-from pipelines.evaluate.beginning import of_source
 from pipelines.evaluate.check import crews_of, reservation
 from pipelines.evaluate.fleet import Fleet
-from pipelines.evaluate.measures import Found, Measure, Perplexity, Recall
+from pipelines.evaluate.measures import Found
 from pipelines.evaluate.outcomes import FOLDER, Outcomes
-from pipelines.evaluate.perplexity import perplexity_units
-from pipelines.evaluate.recall import recall_units
+from pipelines.evaluate.preparation import prepare
 from pipelines.evaluate.scores import Scores, write_samples
-from pipelines.evaluate.windows import WindowSource, find_windows
 from pipelines.evaluate.worker import Scorer
 from pipelines.models.merging import loaded_bytes
 from pipelines.models.references import resolve_model
-from pipelines.models.tokenizers import pinned
-from pipelines.prepare.shards import split_folder
-from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection
+from pipelines.recipe.keys.evaluate import EvaluateKeys
 from pipelines.system import storage
 from pipelines.system.capacity import cluster_capacity
 from pipelines.system.precision import Choice, NoBfloat16Error, choose_precision, torch_dtype, without_bf16
@@ -66,17 +60,11 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     workers = reservation(keys, there)
     check_room(workers, there)
     choice = choose_precision(keys.precision, workers)
-    windows = _windows(keys.perplexity, context) if keys.perplexity else None
     model = resolve_model(keys.model, context.inputs)
-    tokenizer = (keys.recall.tokenizer or model.tokenizer) if keys.recall else None
-    if keys.recall and tokenizer is None:
-        raise EspanError(
-            f"model '{keys.model}' has no tokenizer, which recall needs; name one in recall.tokenizer"
-        )
     widest = torch.float32 if choice.assumed else torch_dtype(choice.precision)
     needed = loaded_bytes(model, widest)
     memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
-    bos = of_source(keys, model, tokenizer, windows.shards if windows else None)
+    measures = prepare(keys, context, model)
     scorer = Scorer(
         model=model,
         attention=keys.attention,
@@ -91,7 +79,6 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     crews = crews_of(keys, {**workers.resources, "memory": float(memory)}, there)
     count = crews * keys.context_parallel
     context.progress.message(f"{context.name}: workers: {replace(workers, workers=count)}")
-    measures = _measures(keys, context.seed, tokenizer and pinned(tokenizer), bos, windows)
 
     def score(choice: Choice) -> Found:
         context.progress.message(f"{context.name}: precision: {choice.text(workers.gpus)}")
@@ -128,38 +115,3 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         machine=machine(),
         versions=decisive_versions(),
     )
-
-
-def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
-    shards = context.path_of(keys.data)
-    return find_windows(split_folder(shards, keys.split), longest=max(keys.lengths), windows=keys.rows)
-
-
-def _measures(
-    keys: EvaluateKeys, seed: int, tokenizer: str | None, bos: int | None, windows: WindowSource | None
-) -> list[Measure]:
-    measures: list[Measure] = []
-    if (recall := keys.recall) and tokenizer is not None:
-        units = recall_units(
-            recall.tasks,
-            recall.lengths,
-            recall.samples,
-            tokenizer=tokenizer,
-            seed=seed,
-            bos=bos,
-            tokens_per_batch=keys.tokens_per_batch,
-        )
-        measures.append(Recall(units))
-    if keys.perplexity and windows:
-        measures.append(
-            Perplexity(
-                perplexity_units(
-                    replace(windows, bos=bos),
-                    keys.perplexity.lengths,
-                    scored=keys.perplexity.scored_tokens,
-                    bins=keys.perplexity.positions,
-                    tokens_per_batch=keys.tokens_per_batch,
-                )
-            )
-        )
-    return measures

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import Attention, FullSection
 from pipelines.recipe.keys.common import BosKey, Lengths, Precision, distinct
+from pipelines.recipe.keys.harness import HarnessSection
 from pipelines.recipe.keys.needles import RECALL_TASKS, RecallTask
 from pipelines.recipe.keys.section import Section, StageKeys
 from pipelines.recipe.path_keys import MODEL, TOKENIZER, StageOrPath
@@ -107,6 +108,7 @@ class EvaluateKeys(StageKeys):
         attention: what the attention layers compute while the model is scored.
         recall: needle recall; left out, it is not measured.
         perplexity: perplexity by length; left out, it is not measured.
+        harness: tasks of lm-eval; left out, none is run.
         bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
             their lengths include; `auto` does as the model's tokenizer does, or else as the perplexity data.
         workers: Ray actors that score in parallel; default: as many as the cluster has room for. Their
@@ -123,6 +125,7 @@ class EvaluateKeys(StageKeys):
     attention: Attention = FullSection()
     recall: RecallSection | None = None
     perplexity: PerplexitySection | None = None
+    harness: HarnessSection | None = None
     bos: BosKey = "auto"
     workers: PositiveInt | None = None
     context_parallel: PositiveInt = 1
@@ -132,8 +135,8 @@ class EvaluateKeys(StageKeys):
 
     @model_validator(mode="after")
     def _something_to_score(self) -> EvaluateKeys:
-        if self.recall is None and self.perplexity is None:
-            raise InvalidKeyError("", "nothing to evaluate; give recall, perplexity or both")
+        if all(measure is None for measure in (self.recall, self.perplexity, self.harness)):
+            raise InvalidKeyError("", "nothing to evaluate; give recall, perplexity or harness, or several")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,160 @@
+"""Measures loaded tasks of lm-eval by a fleet, and puts what lm-eval finds into this package's records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from pipelines.errors import EspanError
+from pipelines.evaluate.fleet import Fleet
+from pipelines.evaluate.harness.tasks import Loaded
+from pipelines.evaluate.language_model.encode import Encoder
+from pipelines.evaluate.language_model.fleet_model import FleetLM
+from pipelines.evaluate.measures import Found, throughput
+from pipelines.evaluate.scores import Sample, TaskMeasure, TaskScore, prompt_hash
+from pipelines.statistics import Interval
+
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a task of lm-eval is called in the scores."""
+
+    task: str
+    group: str | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Tasks of lm-eval.
+
+    Attributes:
+        name: of the measure.
+        loaded: the tasks, with their data.
+        encoder: makes tokens of requests.
+        tokenizer: the reference of the encoder's tokenizer.
+        tokens_per_batch: tokens that go through the model together.
+        limit: the most documents of each task.
+        labels: by lm-eval's names; a task without one keeps its name.
+        depth: where the answer of a document stands, from 0 to 1; None where that means nothing.
+    """
+
+    name: TaskMeasure
+    loaded: Loaded
+    encoder: Encoder
+    tokenizer: str
+    tokens_per_batch: int
+    limit: int | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    depth: Callable[[Mapping[str, Any]], float | None] = lambda document: None
+
+    def measure(self, fleet: Fleet, found: Found) -> None:
+        """As `Measure.measure`.
+
+        Raises:
+            EspanError: a prompt is longer than the model reads, or a task asks for what is not known here.
+        """
+        from lm_eval.evaluator import evaluate
+
+        model = FleetLM(
+            fleet, self.encoder, self.tokenizer, what=self.name, tokens_per_batch=self.tokens_per_batch
+        )
+        try:
+            results: Any = evaluate(model, self.loaded, limit=self.limit, bootstrap_iters=_BOOTSTRAPS)
+        except ValueError as error:  # how lm-eval refuses a task
+            raise EspanError(f"{self.name}: {error}") from error
+        for name, task in self.loaded["tasks"].items():
+            self._add(name, task, results, found)
+        if model.asked:
+            found.throughput.append(throughput(self.name, *zip(*model.asked, strict=True)))
+
+    def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
+        label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))
+        samples = results["samples"][name]
+        better = results.get("higher_is_better", {}).get(name, {})
+        for key, aggregated in results["results"][name].items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr") or not _is_number(aggregated):
+                continue
+            answers = [each for each in samples if each["filter"] == filtered and metric in each["metrics"]]
+            score = self._score(label, metric, answers, aggregated, better.get(metric, True))
+            if score is None:
+                error = results["results"][name].get(f"{metric}_stderr,{filtered}")
+                score = _aggregated(self.name, label, metric, len(answers), aggregated, error)
+            else:
+                found.samples += [
+                    self._sample(label, metric, index, each) for index, each in enumerate(answers)
+                ]
+            found.tasks.append(score)
+
+    def _score(
+        self,
+        label: Label,
+        metric: str,
+        answers: Sequence[Mapping[str, Any]],
+        aggregated: float,
+        higher_is_better: bool,
+    ) -> TaskScore | None:
+        """The metric, if it is the mean of the documents' own values; None otherwise."""
+        values = [each[metric] for each in answers]
+        if not values or not all(map(_is_number, values)):
+            return None
+        if not math.isclose(math.fsum(values) / len(values), aggregated, rel_tol=1e-6, abs_tol=1e-9):
+            return None
+        depths = [
+            (depth, float(each[metric])) for each in answers if (depth := self.depth(each["doc"])) is not None
+        ]
+        return TaskScore.of(
+            self.name,
+            label.task,
+            label.length,
+            metric,
+            [float(value) for value in values],
+            group=label.group,
+            higher_is_better=higher_is_better,
+            depths=depths,
+        )
+
+    def _sample(self, label: Label, metric: str, index: int, answer: Mapping[str, Any]) -> Sample:
+        return Sample(
+            measure=self.name,
+            task=label.task,
+            length=label.length,
+            index=index,
+            prompt=prompt_hash(answer["arguments"][0][0]),
+            metric=metric,
+            value=float(answer[metric]),
+            depth=self.depth(answer["doc"]),
+            target=str(answer["target"]),
+            prediction=[str(each) for each in answer["filtered_resps"]],
+        )
+
+
+_BOOTSTRAPS = 1000
+"""For the standard errors of metrics that are no means."""
+
+
+def _aggregated(
+    name: TaskMeasure, label: Label, metric: str, samples: int, value: float, error: Any
+) -> TaskScore:
+    """A metric that is no mean over documents, as perplexity by words is, with lm-eval's standard error."""
+    margin = NORMAL_95 * error if _is_number(error) else 0.0
+    return TaskScore(
+        measure=name,
+        task=label.task,
+        group=label.group,
+        length=label.length,
+        metric=metric,
+        samples=samples,
+        value=value,
+        interval=Interval(value - margin, value + margin),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -1,0 +1,82 @@
+"""Which tasks of lm-eval are run: found by name, and loaded with their data before any prompt is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import EspanError, InvalidKeyError, nearest, one_line
+from pipelines.recipe.keys.harness import TASK_LISTS
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+Loaded = dict[str, Any]
+"""What lm-eval's `TaskManager.load` returns: tasks and groups by name."""
+
+
+def task_manager(include: str | None, *, builtin: bool = True) -> TaskManager:
+    """Returns lm-eval's index of tasks: its own, unless not wanted, and those of a folder of YAML files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include, include_defaults=builtin)
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """Returns task names, the lists of this package replaced by what they stand for; none twice."""
+    return list(dict.fromkeys(each for name in names for each in TASK_LISTS.get(name, (name,))))
+
+
+def check_names(names: Sequence[str], manager: TaskManager) -> None:
+    """Refuses a name that neither lm-eval nor the folder knows.
+
+    Raises:
+        InvalidKeyError: `harness.tasks.N`, with the name most like it.
+    """
+    known = manager.all_tasks
+    for number, name in enumerate(names):
+        if name not in TASK_LISTS and name not in known:
+            where = f"harness.tasks.{number}"
+            raise InvalidKeyError(
+                where,
+                f"'{name}' is no task, group or tag of lm-eval's; {len(known):,} names are known",
+                nearest(name, [*TASK_LISTS, *known]),
+            )
+
+
+def load_tasks(names: Sequence[str], manager: TaskManager, *, fewshot: int | None) -> Loaded:
+    """Loads tasks with their data.
+
+    fewshot: examples before each question, unless a task has none by its own rule; None: as each task says.
+
+    Raises:
+        EspanError: a task's data is not at hand, with how to bring it, or a task cannot be built.
+    """
+    loaded: Loaded = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in expanded(names):
+        try:
+            found: Any = manager.load([name])
+        except Exception as error:  # whatever data sets and the tasks' own code raise
+            raise EspanError(_not_at_hand(name, error)) from error
+        for part in loaded:
+            loaded[part] |= found[part]
+    for task in loaded["tasks"].values():
+        # As lm-eval's own command does: a task that says 0 keeps it.
+        own = task.get_config("num_fewshot")
+        if own is None or (fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=fewshot or 0)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    return loaded
+
+
+_FEWSHOT_SEED = 1234
+"""lm-eval's default."""
+
+
+def _not_at_hand(name: str, error: Exception) -> str:
+    return (
+        f"task '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)[:300]}; if its data set is "
+        "missing, download it with `hf download --repo-type dataset NAME` on a machine with network and set "
+        "HF_HOME to the folder, or describe the task with data_files of your own in a YAML file below "
+        "harness.include"
+    )

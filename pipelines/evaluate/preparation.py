@@ -1,0 +1,101 @@
+"""Makes ready what is to be measured, before a model is loaded: documents, prompts, the data of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipelines.context import Context
+from pipelines.errors import EspanError
+from pipelines.evaluate.beginning import of_source
+from pipelines.evaluate.measures import Measure, Perplexity, Recall
+from pipelines.evaluate.perplexity import perplexity_units
+from pipelines.evaluate.recall import recall_units
+from pipelines.evaluate.windows import WindowSource, find_windows
+from pipelines.models.merging import outline
+from pipelines.models.references import ModelSource
+from pipelines.models.tokenizers import load_tokenizer, pinned
+from pipelines.prepare.shards import split_folder
+from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
+from pipelines.recipe.keys.harness import HarnessSection
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.harness.measure import Harness
+
+
+def prepare(keys: EvaluateKeys, context: Context, model: ModelSource) -> list[Measure]:
+    """Returns what the recipe asks for, in the order of its keys.
+
+    Raises:
+        EspanError: no document is long enough, there is no tokenizer, or a task's data is not at hand.
+    """
+    windows = _windows(keys.perplexity, context) if keys.perplexity else None
+    prompts = _tokenizer(keys.model, model, keys.recall.tokenizer, "recall") if keys.recall else None
+    bos = of_source(keys, model, prompts, windows.shards if windows else None)
+    measures: list[Measure] = []
+    if keys.recall and prompts:
+        measures.append(_recall(keys.recall, prompts, context.seed, bos, keys.tokens_per_batch))
+    if keys.perplexity and windows:
+        units = perplexity_units(
+            replace(windows, bos=bos),
+            keys.perplexity.lengths,
+            scored=keys.perplexity.scored_tokens,
+            bins=keys.perplexity.positions,
+            tokens_per_batch=keys.tokens_per_batch,
+        )
+        measures.append(Perplexity(units))
+    if keys.harness:
+        measures.append(_harness(keys.harness, keys, model))
+    return measures
+
+
+def _windows(keys: PerplexitySection, context: Context) -> WindowSource:
+    shards = context.path_of(keys.data)
+    return find_windows(split_folder(shards, keys.split), longest=max(keys.lengths), windows=keys.rows)
+
+
+def _recall(keys: RecallSection, tokenizer: str, seed: int, bos: int | None, tokens_per_batch: int) -> Recall:
+    units = recall_units(
+        keys.tasks,
+        keys.lengths,
+        keys.samples,
+        tokenizer=tokenizer,
+        seed=seed,
+        bos=bos,
+        tokens_per_batch=tokens_per_batch,
+    )
+    return Recall(units)
+
+
+def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> Harness:
+    from pipelines.evaluate.harness.measure import Harness
+    from pipelines.evaluate.harness.tasks import check_names, load_tasks, task_manager
+    from pipelines.evaluate.language_model.encode import Encoder
+
+    tokenizer = _tokenizer(stage.model, model, None, "harness")
+    manager = task_manager(keys.include)
+    check_names(keys.tasks, manager)
+    add_bos = None if stage.bos == "auto" else stage.bos
+    return Harness(
+        name="harness",
+        loaded=load_tasks(keys.tasks, manager, fewshot=keys.fewshot),
+        encoder=Encoder.of(outline(model).config, load_tokenizer(tokenizer), add_bos=add_bos),
+        tokenizer=tokenizer,
+        tokens_per_batch=stage.tokens_per_batch,
+        limit=keys.limit,
+    )
+
+
+def _tokenizer(name: str, model: ModelSource, given: str | None, measure: str) -> str:
+    """Returns the tokenizer of a measure, at its pinned revision.
+
+    Raises:
+        EspanError: none is given, and the model has none.
+    """
+    found = given or model.tokenizer
+    if found is None:
+        raise EspanError(
+            f"model '{name}' has no tokenizer, which {measure} needs; "
+            + (f"name one in {measure}.tokenizer" if measure != "harness" else "put one into its folder")
+        )
+    return pinned(found)
