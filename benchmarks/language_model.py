@@ -72,10 +72,12 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Instance]:
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase) -> list[Instance]:
-    """Contexts a quarter to half as long, each with several continuations of several tokens."""
+    """Contexts a quarter to half as long, each with several continuations of four tokens."""
     step = SHORTEST // 4 // QUESTIONS
     contexts = [_probe(tokenizer, number, SHORTEST // 4 + number * step) for number in range(QUESTIONS)]
-    continuations = [f" {number} is the answer" for number in range(CHOICES)]
+    # Of words that the tokenizer knows: else all would be the same tokens, and answered at once.
+    words = _probe(tokenizer, QUESTIONS, SHORTEST // 2).split()
+    continuations = [" " + " ".join(words[number : number + 4]) for number in range(CHOICES)]
     return [
         Instance("loglikelihood", {}, (context, continuation), number)
         for number, context in enumerate(contexts)

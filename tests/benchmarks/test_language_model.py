@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from benchmarks import language_model
 from benchmarks.language_model import OWN, pairs, prompts, rows, verdicts
+from pipelines.evaluate.language_model.encode import Encoder
 from pipelines.models.tokenizers import load_tokenizer
 
 OTHERS = ["HFLM, batches of 1", "HFLM, batches of 2"]
@@ -52,10 +53,12 @@ def test_the_measure_is_lm_evals_own_at_its_fastest(result):
     assert [line[-2:] for line in verdicts(result)] == [("1.33", "no")] * 4
 
 
-def test_prompts_and_contexts_have_unequal_lengths(small):
+def test_prompts_and_contexts_have_unequal_lengths_and_no_two_pairs_are_one(small):
     tokenizer = load_tokenizer("builtin:tiny")
     lengths = [len(tokenizer.encode(request.args[0])) for request in prompts(tokenizer)]
     assert lengths == sorted(set(lengths))
     assert 110 <= lengths[0] < lengths[-1] <= 160
-    contexts = {request.args[0] for request in pairs(tokenizer)}
+    encoder, asked = Encoder(tokenizer), [request.args for request in pairs(tokenizer)]
+    assert len({encoder.pair(*pair).inputs for pair in asked}) == len(asked)
+    contexts = {context for context, _ in asked}
     assert len({len(tokenizer.encode(context)) for context in contexts}) == 2
