@@ -8,12 +8,13 @@ from dataclasses import replace
 from pipelines.context import Check, CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.evaluate.beginning import planned
-from pipelines.evaluate.tokenizer import recall_tokenizer
+from pipelines.evaluate.tokenizer import given_tokenizers, prompt_tokenizer, recall_tokenizer
 from pipelines.models import tokenizers
 from pipelines.models.references import check_model, external_files, plan_of_model
 from pipelines.models.tokenizer_answers import check_remembered
 from pipelines.prepare.shards import MANIFEST, split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
+from pipelines.recipe.keys.harness import TASK_LISTS, HarnessSection
 from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.system import storage
 from pipelines.system.capacity import Capacity, expected_capacity
@@ -22,8 +23,17 @@ from pipelines.system.worker_resources import Reservation, as_many_as_fit, reser
 
 
 def external_inputs(keys: EvaluateKeys) -> tuple[str, ...]:
-    """Returns the model's files, the shards' manifest, which holds their hashes, and the tokenizer's."""
-    return (*external_files(keys.model), *inputs_of_scoring(keys.recall, keys.perplexity))
+    """Returns the files of model, shards (the manifest, which has their hashes), tokenizers and tasks."""
+    ruler, harness = keys.ruler, keys.harness
+    places = [ruler.essays, ruler.squad, ruler.hotpot] if ruler else []
+    places += [harness.include] if harness else []
+    given = ruler.tokenizer if ruler else None
+    return (
+        *external_files(keys.model),
+        *inputs_of_scoring(keys.recall, keys.perplexity),
+        *(place for place in places if place is not None),
+        *(tokenizers.external_files(given) if given else ()),
+    )
 
 
 def inputs_of_scoring(recall: RecallSection | None, perplexity: PerplexitySection | None) -> tuple[str, ...]:
@@ -44,8 +54,10 @@ def check(keys: EvaluateKeys, context: CheckContext) -> None:
     check_model("model", keys.model, context)
     if keys.perplexity:
         _check_shards(keys.perplexity, context)
-    if keys.recall:
-        _check_tokenizer(keys, context)
+    for measure, given in given_tokenizers(keys):
+        _check_tokenizer(measure, given, keys, context)
+    if keys.harness:
+        _check_harness(keys.harness)
     planned(keys, context)
 
 
@@ -65,6 +77,13 @@ def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
         said["recall"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
         found = recall_tokenizer(keys, context)
         said["tokenizer"] = tokenizers.pinned(found) if found else f"that of stage '{keys.model}'"
+    if keys.ruler:
+        tasks, lengths, samples = len(keys.ruler.tasks), keys.ruler.lengths, keys.ruler.samples
+        tokens = tasks * samples * sum(lengths)
+        said["ruler"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
+    if keys.harness:
+        each = "all documents" if keys.harness.limit is None else f"{keys.harness.limit} documents of each"
+        said["harness"] = f"{', '.join(keys.harness.tasks)}; {each}"
     if keys.perplexity:
         lengths, rows = keys.perplexity.lengths, keys.perplexity.rows
         said["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"
@@ -93,20 +112,31 @@ def crews_of(keys: EvaluateKeys, resources: Mapping[str, float], capacity: Capac
     return max(1, (keys.workers or as_many_as_fit(resources, capacity)) // keys.context_parallel)
 
 
-def _check_tokenizer(keys: EvaluateKeys, context: CheckContext) -> None:
-    found = recall_tokenizer(keys, context)
+def _check_tokenizer(measure: str, given: str | None, keys: EvaluateKeys, context: CheckContext) -> None:
+    key = "model" if measure == "harness" else f"{measure}.tokenizer"
+    found = prompt_tokenizer(given, keys, context)
     if found is None and keys.model not in context.earlier:
+        advice = f"name the one that it was trained with (that of the data, as a rule) in {key}"
+        if measure == "harness":
+            advice = "put the one that it was trained with into its folder"
         raise InvalidKeyError(
-            "recall.tokenizer",
-            f"recall needs a tokenizer, and {keys.model} has none of its own; name the one that it was "
-            "trained with (that of the data, as a rule) in recall.tokenizer",
+            key, f"{measure} needs a tokenizer, and {keys.model} has none of its own; {advice}"
         )
     if found is not None:
         try:
             check_remembered(found)
         except EspanError as error:
-            given = keys.recall is not None and keys.recall.tokenizer is not None
-            raise InvalidKeyError("recall.tokenizer" if given else "model", str(error)) from error
+            raise InvalidKeyError(key if given else "model", str(error)) from error
+
+
+def _check_harness(keys: HarnessSection) -> None:
+    from pipelines.evaluate.harness.tasks import check_names, task_manager
+
+    if keys.include is not None and not storage.is_folder(keys.include):
+        raise InvalidKeyError("harness.include", f"{keys.include}: no such folder of task files")
+    # lm-eval's own index takes seconds to read: only where a name is none of this package's lists.
+    if not all(name in TASK_LISTS for name in keys.tasks):
+        check_names(keys.tasks, task_manager(keys.include))
 
 
 def _check_shards(keys: PerplexitySection, context: CheckContext) -> None:

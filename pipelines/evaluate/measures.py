@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.perplexity import PerplexityUnit, bin_bounds
 from pipelines.evaluate.recall import RecallUnit, read_hits
@@ -43,6 +45,10 @@ class Measure(Protocol):
         """Has everything scored, and adds what that comes to."""
         ...
 
+    def room(self, dtype: torch.dtype) -> int:
+        """Bytes that a worker needs for it beside a model in `dtype` and a few rows."""
+        ...
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -54,6 +60,7 @@ class Recall:
         """As `Measure.measure`."""
         answers: dict[tuple[str, int], list[list[bool]]] = defaultdict(list)
         hits: dict[int, list[Hits]] = defaultdict(list)
+        unseen: dict[int, list[tuple[float, int]]] = defaultdict(list)
         outcomes = fleet.score(self.units, "recall")
         found.throughput.append(throughput("recall", self.units, outcomes))
         for unit, outcome in zip(self.units, outcomes, strict=True):
@@ -75,12 +82,21 @@ class Recall:
             ]
             given += outcome["answers"]
             hits[unit.length].append(read_hits(outcome["hits"]))
+            if (share := outcome["never_chosen"]) is not None:
+                unseen[unit.length].append((share, unit.count))
         found.tasks += [TaskScore.of_recall(*where, prompts) for where, prompts in answers.items()]
-        found.retrieval += [
-            RetrievalScore.model_validate({"length": length, **means})
-            for length, each in hits.items()
-            if (means := Hits.together(each).means())
-        ]
+        for length, each in hits.items():
+            together = Hits.together(each)
+            if means := together.means():
+                share = sum(share * count for share, count in unseen[length]) / sum(
+                    count for _, count in unseen[length]
+                )
+                more = {"length": length, "asked_by_depth": together.by_depth(), "never_chosen": share}
+                found.retrieval.append(RetrievalScore.model_validate(means | more))
+
+    def room(self, dtype: torch.dtype) -> int:
+        """As `Measure.room`."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,10 @@ class Perplexity:
         found.perplexity += [PerplexityScore.of(length, tokens, each) for length, each in nats.items()]
         if bins:
             found.positions.append(_by_position(max(nats), bins))
+
+    def room(self, dtype: torch.dtype) -> int:
+        """As `Measure.room`."""
+        return 0
 
 
 def throughput(measure: Name, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> Throughput:

@@ -22,6 +22,8 @@ from pipelines.recipe.keys.ruler import RulerSection
 from pipelines.system import storage
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from pipelines.evaluate.harness.measure import Harness
     from pipelines.evaluate.language_model.encode import Encoder
 
@@ -87,22 +89,23 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
         progress=context.progress,
     )
     loaded, labels = load_prompts(folder, manifest)
+    config, encoder = _model_side(stage, model, tokenizer)
+    if encoder.limit is not None and max(keys.lengths) > encoder.limit:
+        raise EspanError(
+            f"ruler.lengths: {max(keys.lengths):,} tokens are more than the {encoder.limit:,} positions of "
+            f"model '{stage.model}'; lower them"
+        )
     return Harness(
         name="ruler",
         loaded=loaded,
-        encoder=_encoder(stage, model, tokenizer),
+        encoder=encoder,
         tokenizer=tokenizer,
         tokens_per_batch=stage.tokens_per_batch,
+        config=config,
+        longest=max(keys.lengths),
         labels=labels,
         depth=depth,
     )
-
-
-def _encoder(stage: EvaluateKeys, model: ModelSource, tokenizer: str) -> Encoder:
-    from pipelines.evaluate.language_model.encode import Encoder
-
-    add_bos = None if stage.bos == "auto" else stage.bos
-    return Encoder.of(outline(model).config, load_tokenizer(tokenizer), add_bos=add_bos)
 
 
 def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> Harness:
@@ -112,14 +115,33 @@ def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> H
     tokenizer = _tokenizer(stage.model, model, None, "harness")
     manager = task_manager(keys.include)
     check_names(keys.tasks, manager)
+    loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot)
+    writes = [name for name, task in loaded["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
+    if writes and stage.context_parallel > 1:
+        raise EspanError(
+            f"harness: the answers of {', '.join(writes)} are generated, which one worker does alone; leave "
+            "context_parallel out, or those tasks"
+        )
+    config, encoder = _model_side(stage, model, tokenizer)
     return Harness(
         name="harness",
-        loaded=load_tasks(keys.tasks, manager, fewshot=keys.fewshot),
-        encoder=_encoder(stage, model, tokenizer),
+        loaded=loaded,
+        encoder=encoder,
         tokenizer=tokenizer,
         tokens_per_batch=stage.tokens_per_batch,
+        config=config,
+        longest=stage.tokens_per_batch if writes else 0,
         limit=keys.limit,
     )
+
+
+def _model_side(stage: EvaluateKeys, model: ModelSource, tokenizer: str) -> tuple[PreTrainedConfig, Encoder]:
+    """Returns a model's configuration, and what makes tokens of requests to it."""
+    from pipelines.evaluate.language_model.encode import Encoder
+
+    config = outline(model).config
+    add_bos = None if stage.bos == "auto" else stage.bos
+    return config, Encoder.of(config, load_tokenizer(tokenizer), add_bos=add_bos)
 
 
 def _tokenizer(name: str, model: ModelSource, given: str | None, measure: str) -> str:

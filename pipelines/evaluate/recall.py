@@ -54,8 +54,8 @@ class RecallUnit:
         return self.count * self.length
 
     def score(self, worker: Worker) -> Outcome:
-        """Returns `answers` of each prompt, whether each was given, `hits`, what choices of blocks found, and
-        `prompts`, its hash.
+        """Returns `answers` of each prompt, whether each was given, `hits`, what choices of blocks found,
+        `never_chosen`, the share of blocks in no choice, and `prompts`, its hash.
         """
         tokenizer = tokenizer_of(self.tokenizer)
         samples = self.prompts()
@@ -68,6 +68,7 @@ class RecallUnit:
         return {
             "answers": answers,
             "hits": hits_record(selections.hits()),
+            "never_chosen": 1 - reach["distinct"] if (reach := selections.reach()) else None,
             "prompts": [prompt_hash(sample.input_ids) for sample in samples],
         }
 
@@ -131,7 +132,9 @@ def hits_record(hits: Hits) -> dict[str, Any]:
 def read_hits(record: dict[str, Any]) -> Hits:
     """Returns the hits that `hits_record` wrote."""
     layers = {
-        int(layer): LayerHits(**found | {name: tuple(found[name]) for name in ("asked", "not_asked")})
+        int(layer): LayerHits(
+            **found | {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        )
         for layer, found in record.items()
     }
     return Hits(layers)

@@ -62,9 +62,9 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
     choice = choose_precision(keys.precision, workers)
     model = resolve_model(keys.model, context.inputs)
     widest = torch.float32 if choice.assumed else torch_dtype(choice.precision)
-    needed = loaded_bytes(model, widest)
-    memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
     measures = prepare(keys, context, model)
+    needed = loaded_bytes(model, widest) + max(measure.room(widest) for measure in measures)
+    memory = memory_to_reserve(needed, workers.resources, there, context.name, context.progress)
     scorer = Scorer(
         model=model,
         attention=keys.attention,

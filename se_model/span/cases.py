@@ -84,11 +84,13 @@ class Places:
         asked: for each question that has its needle among the candidates of its choice, where that has to be.
         not_asked: the same for candidates that are not asked for, once for each choice of ``asked``.
         candidates: of each choice of ``asked``.
+        depths: where each needle of ``asked`` stands in its document, from 0 to 1.
     """
 
     asked: tuple[Place, ...]
     not_asked: tuple[Place, ...]
     candidates: tuple[int, ...]
+    depths: tuple[float, ...] = ()
 
     def chance(self, top_k: int) -> float:
         """The sum over ``asked`` of the probability that a block drawn at random is among those chosen."""
@@ -105,6 +107,7 @@ def find_places(cases: Cases, layout: Layout) -> Places:
     """
     asked: list[Place] = []
     candidates: list[int] = []
+    depths: list[float] = []
     others: dict[Place, None] = {}  # a set that keeps its order
     for document in cases.documents:
         for question in document.questions:
@@ -113,12 +116,13 @@ def find_places(cases: Cases, layout: Layout) -> Places:
                 continue
             asked.append(choice.place_of(question.needle))
             candidates.append(choice.candidates)
+            depths.append(choice.depth_of(question.needle))
             asked_there = {each.needle for each in document.questions if choice.is_for(each)}
             sought = {choice.place_of(needle) for needle in asked_there}
             rest = (needle for needle in document.needles if needle not in asked_there)
             places = (choice.place_of(needle) for needle in rest if choice.may_hold(needle))
             others |= {place: None for place in places if place not in sought}
-    return Places(tuple(asked), tuple(others), tuple(candidates))
+    return Places(tuple(asked), tuple(others), tuple(candidates), tuple(depths))
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,9 @@ class _Choice:
     def is_for(self, question: Question) -> bool:
         first = self.document.start + self.number * self.layout.refresh
         return question.start < first + self.layout.refresh and first < question.end
+
+    def depth_of(self, needle: Needle) -> float:
+        return (needle.value - self.document.start) / self.document.length
 
     def place_of(self, needle: Needle) -> Place:
         block = (needle.value - self.document.start) // self.layout.block_size

@@ -6,18 +6,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.harness.tasks import Loaded
+from pipelines.evaluate.language_model.cache import cache_size
 from pipelines.evaluate.language_model.encode import Encoder
 from pipelines.evaluate.language_model.fleet_model import FleetLM
 from pipelines.evaluate.measures import Found, throughput
 from pipelines.evaluate.scores import Sample, TaskMeasure, TaskScore, prompt_hash
-from pipelines.statistics import Interval
+from pipelines.statistics import NORMAL_95, Interval
 
-NORMAL_95 = 1.96
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Harness:
         encoder: makes tokens of requests.
         tokenizer: the reference of the encoder's tokenizer.
         tokens_per_batch: tokens that go through the model together.
+        config: the model's.
+        longest: tokens of the longest prompt that is continued, its continuation included; 0 where none is.
         limit: the most documents of each task.
         labels: by lm-eval's names; a task without one keeps its name.
         depth: where the answer of a document stands, from 0 to 1; None where that means nothing.
@@ -54,6 +60,8 @@ class Harness:
     encoder: Encoder
     tokenizer: str
     tokens_per_batch: int
+    config: PreTrainedConfig
+    longest: int = 0
     limit: int | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     depth: Callable[[Mapping[str, Any]], float | None] = lambda document: None
@@ -77,6 +85,13 @@ class Harness:
             self._add(name, task, results, found)
         if model.asked:
             found.throughput.append(throughput(self.name, *zip(*model.asked, strict=True)))
+
+    def room(self, dtype: torch.dtype) -> int:
+        """As `Measure.room`: what the model keeps of the rows that are generated together."""
+        if not self.longest:
+            return 0
+        rows = max(1, self.tokens_per_batch // self.longest)
+        return cache_size(self.config, dtype).bytes(self.longest, rows)
 
     def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
         label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))

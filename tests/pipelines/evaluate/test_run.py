@@ -102,6 +102,9 @@ def test_span_attention_tells_which_needles_it_retrieves(evaluate: Evaluate) -> 
         assert 0 < each.chance < 1
         assert len(each.asked_by_head) == 1
         assert each.asked == pytest.approx(sum(each.asked_by_head[0]) / 2)
+        assert {depth.low for depth in each.asked_by_depth} <= {part / 10 for part in range(10)}
+        assert len(each.asked_by_depth) > 3
+        assert 0 < (each.never_chosen or 0) < 1
         assert each.not_asked is not None  # variable tracking has needles that no question asks for
     everything = {"chunk_sizes": 16, "block_size": 4, "top_k": 24}
     scores = evaluate("all", attention={"kind": "random", **everything}, perplexity=None)

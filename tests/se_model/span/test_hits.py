@@ -214,3 +214,24 @@ def test_counting_waits_for_no_device(draw, selection: str) -> None:
         with Watch().raising():
             se_attention(q, k, v, chunk_size=CHUNK, block_size=BLOCK, top_k=1, selection=selection)
     assert record.hits().layers[0].asked_cases == 1
+
+
+def test_hits_are_told_by_where_in_its_document_the_needle_stands(draw) -> None:
+    """Two documents of 24 tokens; needles at 1/24 and 9/24 of each, head 0 finds the first, head 1 both."""
+    first, second = needle(0), needle(8)
+    document = asked(0, [first, second], question(18, first), question(20, second))
+    cases = Cases(1, 48, (document, document.moved(0, 24)))
+    chosen = choice_of(
+        {(0, 0, 2): [0, 1], (0, 1, 2): [0, 2], (0, 0, 5): [6, 7], (0, 1, 5): [6, 8]}, (1, 2, 6, 2)
+    )
+    q, k, v = draw(48)
+    with record_selections() as record:
+        record.ask(lambda: cases)
+        se_attention(
+            q, k, v, chunk_size=CHUNK, block_size=BLOCK, blocks=chosen, cu_seqlens=torch.tensor([0, 24, 48])
+        )
+    assert record.hits().by_depth() == [
+        {"low": 0.0, "high": 0.1, "asked": 1.0, "asked_by_layer": [1.0]},
+        {"low": 0.3, "high": 0.4, "asked": 0.5, "asked_by_layer": [0.5]},
+    ]
+    assert Hits().by_depth() == []
