@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipelines.context import Check, CheckContext
-from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.errors import EspanError, InvalidKeyError, one_line
 from pipelines.evaluate.beginning import planned
 from pipelines.evaluate.tokenizer import given_tokenizers, prompt_tokenizer, recall_tokenizer
 from pipelines.models import tokenizers
+from pipelines.models.architecture import described_model
+from pipelines.models.recurrences import KEY, Found, planned_recurrences, recurrences_text, refusal_of_wish
 from pipelines.models.references import check_model, external_files, plan_of_model
 from pipelines.models.tokenizer_answers import check_remembered
 from pipelines.prepare.shards import MANIFEST, split_folder
@@ -46,7 +48,8 @@ def inputs_of_scoring(recall: RecallSection | None, perplexity: PerplexitySectio
 
 
 def check(keys: EvaluateKeys, context: CheckContext) -> None:
-    """Refuses a missing model or tokenizer, shards without held-out rows, lengths they do not have.
+    """Refuses a missing model or tokenizer, shards without held-out rows, lengths they do not have, and a
+    backend that cannot compute the model's recurrences.
 
     Raises:
         InvalidKeyError: names the key.
@@ -59,6 +62,8 @@ def check(keys: EvaluateKeys, context: CheckContext) -> None:
     if keys.harness:
         _check_harness(keys.harness)
     planned(keys, context)
+    if keys.recurrence != "auto":
+        _check_recurrence(keys, context)
 
 
 def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
@@ -87,6 +92,8 @@ def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
     if keys.perplexity:
         lengths, rows = keys.perplexity.lengths, keys.perplexity.rows
         said["perplexity"] = f"{len(lengths)} lengths x {rows} documents, {rows * sum(lengths):,} tokens"
+    if keys.recurrence != "auto" and not context.finished and (kinds := _recurrences(keys, context)):
+        said["recurrences"] = recurrences_text(kinds, keys.recurrence, gpu=workers.gpus > 0)
     beginning = None if context.finished else planned(keys, context)
     if beginning and (text := beginning.text(keys.bos)):
         said["beginning"] = f"texts begin {text}"
@@ -110,6 +117,25 @@ def reservation(keys: EvaluateKeys, capacity: Capacity) -> Reservation:
 def crews_of(keys: EvaluateKeys, resources: Mapping[str, float], capacity: Capacity) -> int:
     """Returns how many groups of workers score at once, each worker of which needs `resources`."""
     return max(1, (keys.workers or as_many_as_fit(resources, capacity)) // keys.context_parallel)
+
+
+def _recurrences(keys: EvaluateKeys, context: CheckContext) -> list[Found] | None:
+    """Returns the kinds of recurrence of the model; None if it is unknown before the run."""
+    model = described_model(keys.model, context)
+    return None if model is None else planned_recurrences(model, keys.attention)
+
+
+def _check_recurrence(keys: EvaluateKeys, context: CheckContext) -> None:
+    there = expected_capacity()
+    try:
+        found = _recurrences(keys, context)
+    except ValueError as error:  # the model takes no attention, and with it no backend
+        raise InvalidKeyError(KEY, one_line(error)) from error
+    if found is None:
+        return
+    gpu = reservation(keys, there).gpus > 0
+    if reason := refusal_of_wish(found, keys.recurrence, gpu=gpu, here=there.local):
+        raise InvalidKeyError(KEY, reason)
 
 
 def _check_tokenizer(measure: str, given: str | None, keys: EvaluateKeys, context: CheckContext) -> None:

@@ -75,6 +75,7 @@ def evaluate(keys: EvaluateKeys, context: Context) -> Scores:
         check_bf16=choice.assumed,
         memory=memory,
         context_parallel=keys.context_parallel,
+        recurrence=keys.recurrence,
     )
     crews = crews_of(keys, {**workers.resources, "memory": float(memory)}, there)
     count = crews * keys.context_parallel

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipelines.errors import EspanError
 from pipelines.models.fitting import attention_config
 from pipelines.models.loading import load_model
+from pipelines.models.recurrences import check_recurrences, recurrences_in
 from pipelines.models.references import ModelSource
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.recipe.keys.attention import Attention
@@ -41,6 +42,7 @@ class Scorer:
         check_bf16: bf16 was chosen without knowing the GPUs' type.
         memory: bytes of main memory that a worker reserves.
         context_parallel: workers that share each row.
+        recurrence: the backend of recurrent layers.
     """
 
     model: ModelSource
@@ -52,14 +54,15 @@ class Scorer:
     check_bf16: bool = False
     memory: int = 0
     context_parallel: int = 1
+    recurrence: str = "auto"
 
     def load(self, group: ContextParallelGroup | None = None) -> Worker:
         """Returns a worker with the model, its adapter merged in, and the attention attached.
 
         Raises:
             NoBfloat16Error: `check_bf16`, and this worker's GPU does not have it.
-            EspanError: the worker reserved a GPU and has none, or the model cannot be loaded or cannot share
-                its rows.
+            EspanError: the worker reserved a GPU and has none, or the model cannot be loaded, cannot share
+                its rows or has no recurrence for the backend.
         """
         torch.set_num_threads(max(1, int(self.cpus)))
         if self.gpus:
@@ -67,9 +70,11 @@ class Scorer:
             multiply_in_float32(torch.device("cuda"))
         model = load_model(self.model, dtype=self.dtype, merge=True).requires_grad_(False)
         try:
-            # Full attention is attached only where it has to take a part of a row.
-            if self.attention.kind != "full" or group is not None:
-                attach(model, attention_config(self.attention, self.seed))
+            # Full attention is attached only where it has to take a part of a row, or where the layers beside
+            # it are told how to compute.
+            if self.attention.kind != "full" or group is not None or self.recurrence != "auto":
+                attach(model, attention_config(self.attention, self.seed), recurrence=self.recurrence)
+                check_recurrences(recurrences_in(model), self.recurrence, gpu=bool(self.gpus))
             if group is not None:
                 check_parallel(model)
         except ValueError as error:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from pipelines.context import Check, CheckContext
 from pipelines.errors import EspanError, InvalidKeyError, one_line
+from pipelines.models.architecture import described_model
 from pipelines.models.configuration import Described
+from pipelines.models.recurrences import KEY, planned_recurrences, recurrences_text, refusal_of_wish
 from pipelines.models.references import check_model, external_files, plan_of_model
 from pipelines.prepare.shards import MANIFEST, read_manifest
 from pipelines.recipe.keys.prepare import PrepareKeys
@@ -15,12 +17,10 @@ from pipelines.system import storage
 from pipelines.system.capacity import expected_capacity
 from pipelines.system.precision import choose_precision
 from pipelines.train.pace import planned_time
-from pipelines.train.plan.architecture import described_model
 from pipelines.train.plan.memory.check import check_memory, memory_text
 from pipelines.train.plan.memory.count import Rows
 from pipelines.train.plan.memory.device import Device, device_of
 from pipelines.train.plan.received import exchange_text, received, row_shape
-from pipelines.train.plan.recurrences import planned_recurrences
 from pipelines.train.plan.sharding import check_architecture, check_layers, check_rows
 from pipelines.train.resources import in_precision, reservation
 from pipelines.train.tokenizer import check_tokenizer_of_data
@@ -52,7 +52,8 @@ def check(keys: TrainKeys, context: CheckContext) -> None:
     workers = reservation(keys, there)
     settled = in_precision(keys, choose_precision(keys.precision, workers).precision)
     device = device_of(keys.gpu.bytes, workers, there)
-    check_memory(settled, described_model(keys, context), rows, context, device)
+    _check_recurrence(keys, context, device, here=there.local)
+    check_memory(settled, described_model(keys.model, context), rows, context, device)
 
 
 def plan(keys: TrainKeys, context: CheckContext) -> Mapping[str, str]:
@@ -86,7 +87,11 @@ def _plan(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, s
         "shapes": f"{rows} rows of {corpus.length:,} tokens a step: {dealt} "
         f"x {micro_batches} micro-batches x {keys.micro_batch_rows} rows",
         "length": f"{keys.steps:,} steps, {keys.steps * keys.tokens_per_step:,} tokens",
-        **({} if context.finished else memory_text(keys, described_model(keys, context), corpus, device)),
+        **(
+            {}
+            if context.finished
+            else memory_text(keys, described_model(keys.model, context), corpus, device)
+        ),
         "restarts": _restarts_text(keys),
         **_parallel_plan(keys, corpus, micro_batches, context),
     }
@@ -95,7 +100,17 @@ def _plan(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, s
 def _recurrences(keys: TrainKeys, context: CheckContext, device: Device) -> dict[str, str]:
     if context.finished:
         return {}
-    return planned_recurrences(keys, described_model(keys, context), gpu=device.gpu)
+    model = described_model(keys.model, context)
+    found = [] if model is None else planned_recurrences(model, keys.attention)
+    return {"recurrences": recurrences_text(found, keys.recurrence, gpu=device.gpu)} if found else {}
+
+
+def _check_recurrence(keys: TrainKeys, context: CheckContext, device: Device, *, here: bool) -> None:
+    if keys.recurrence == "auto" or (model := described_model(keys.model, context)) is None:
+        return
+    found = planned_recurrences(model, keys.attention)
+    if reason := refusal_of_wish(found, keys.recurrence, gpu=device.gpu, here=here):
+        raise InvalidKeyError(KEY, reason)
 
 
 def _restarts_text(keys: TrainKeys) -> str:
@@ -112,7 +127,7 @@ def _parallel_plan(
     tokens = shape["tokens"]
     exchange = {}
     if not context.finished:
-        model = described_model(keys, context)
+        model = described_model(keys.model, context)
         text = "unknown until the model is here"
         if model is not None:
             text = exchange_text(received(keys, model, shape, micro_batches))

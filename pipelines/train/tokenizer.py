@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pipelines.context import CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.models.architecture import described_model
 from pipelines.models.references import resolve_model
 from pipelines.models.tokenizer_answers import identity_of
 from pipelines.models.tokenizers import pinned
 from pipelines.prepare.shards import TokenizerEntry, read_manifest
 from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.recipe.keys.train import TrainKeys
-from pipelines.train.plan.architecture import described_model
 
 
 def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
@@ -43,7 +43,7 @@ def check_tokenizer_of_data(stage: TrainKeys, context: CheckContext) -> None:
         raise InvalidKeyError("data", str(error)) from error
     if stage.model in context.earlier:
         return  # its embeddings are those of its own data's tokenizer
-    model = described_model(stage, context)
+    model = described_model(stage.model, context)
     embedded = None
     if model is not None:
         embedded = model.remembered("words", None, lambda known: getattr(known, "vocab_size", None))

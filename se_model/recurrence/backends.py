@@ -7,7 +7,7 @@ the recurrence as it is written. Each kind's `operator.py` calls them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +73,10 @@ class Library:
             return f"does not take {request.dtype}"
         if request.initial_state and not self.initial_state:
             return "starts from zero only"
-        sizes = dict(request.sizes)
+        return self.limit(dict(request.sizes))
+
+    def limit(self, sizes: Mapping[str, int]) -> str | None:
+        """Which of the sizes it does not serve; None if it serves all."""
         for name, serves, words in self.limits:
             if name in sizes and not serves(sizes[name]):
                 return f"takes {words}, not {sizes[name]}"

@@ -90,13 +90,23 @@ class CausalConv1d(nn.Conv1d):
 
     recurrence_backend = "auto"
 
+    @property
+    def width(self) -> int:
+        """W, tokens that are seen, the present one included."""
+        return self.kernel_size[0]
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.in_channels
+
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels, padding=kernel_size - 1, bias=bias)
 
     def forward(self, x: Tensor, state: Tensor | None = None, cu_seqlens: Documents | None = None) -> Tensor:
         """x: [B, L, C]; state: [B, W - 1, C]; cu_seqlens: [N + 1] with B = 1. Returns [B, L, C]."""
         weight = self.weight.squeeze(1)
-        sizes = (("width", weight.shape[1]), ("channels", weight.shape[0]))
+        sizes = (("width", self.width), ("channels", self.channels))
         name = CONVOLUTION.resolve(self.recurrence_backend, Request(x.device.type, x.dtype, sizes=sizes))
         if name == "chunked":
             return causal_convolution(x, weight, self.bias, state=state, cu_seqlens=cu_seqlens)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import RULES, Attention, FullSection
-from pipelines.recipe.keys.common import BosKey, Precision
+from pipelines.recipe.keys.common import BosKey, Precision, RecurrenceKey
 from pipelines.recipe.keys.evaluate import (
     EvaluateKeys,
     PerplexitySection,
@@ -27,6 +27,7 @@ class Scoring(Section):
 
     Attributes:
         attention: what the attention layers compute while the model is scored.
+        recurrence: as in an evaluate stage.
         recall: needle recall; trials are ordered by it, so it cannot be left out.
         perplexity: perplexity by length; left out, it is not measured.
         bos: as in an evaluate stage.
@@ -35,6 +36,7 @@ class Scoring(Section):
     """
 
     attention: Attention = FullSection()
+    recurrence: RecurrenceKey = "auto"
     recall: RecallSection
     perplexity: PerplexitySection | None = None
     bos: BosKey = "auto"

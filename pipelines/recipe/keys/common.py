@@ -11,6 +11,10 @@ Packing = Literal["documents", "concatenate"]
 BosChoice = Literal["auto"] | bool
 # Left out of records at its default, so that stages finished before this key existed stay finished.
 BosKey = Annotated[BosChoice, Field(exclude_if=lambda choice: choice == "auto")]
+# Left out of records likewise.
+RecurrenceKey = Annotated[
+    Literal["auto", "library", "chunked", "naive"], Field(exclude_if=lambda choice: choice == "auto")
+]
 Lengths = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import Attention, FullSection
-from pipelines.recipe.keys.common import BosKey, Lengths, Precision, distinct
+from pipelines.recipe.keys.common import BosKey, Lengths, Precision, RecurrenceKey, distinct
 from pipelines.recipe.keys.harness import HarnessSection
 from pipelines.recipe.keys.needles import RECALL_TASKS, RecallTask
 from pipelines.recipe.keys.ruler import RulerSection
@@ -107,6 +107,8 @@ class EvaluateKeys(StageKeys):
     Attributes:
         model: a train stage, `builtin:tiny`, a folder or a hub name.
         attention: what the attention layers compute while the model is scored.
+        recurrence: what computes recurrent layers, as in a train stage; with `auto` and full attention
+            transformers does, or the model's own code.
         recall: needle recall; left out, it is not measured.
         perplexity: perplexity by length; left out, it is not measured.
         ruler: RULER's tasks; left out, none is run.
@@ -125,6 +127,7 @@ class EvaluateKeys(StageKeys):
 
     model: Annotated[str, MODEL]
     attention: Attention = FullSection()
+    recurrence: RecurrenceKey = "auto"
     recall: RecallSection | None = None
     perplexity: PerplexitySection | None = None
     ruler: RulerSection | None = None

@@ -17,7 +17,7 @@ from pydantic import (
 
 from pipelines.errors import InvalidKeyError
 from pipelines.recipe.keys.attention import Attention
-from pipelines.recipe.keys.common import Precision
+from pipelines.recipe.keys.common import Precision, RecurrenceKey
 from pipelines.recipe.keys.schedule import Schedule
 from pipelines.recipe.keys.section import Section, StageKeys
 from pipelines.recipe.path_keys import MODEL, StageOrPath
@@ -134,6 +134,10 @@ class TrainKeys(StageKeys):
         model: a train stage, `builtin:tiny`, a folder, a hub name (`owner/name` or
             `owner/name@revision`), or `{new: {...}}`.
         attention: what the attention layers compute while training.
+        recurrence: what computes recurrent layers (state-space, delta-rule and short-convolution layers):
+            `library`: kernels of mamba-ssm, flash-linear-attention and causal-conv1d, on GPUs; `chunked`:
+            torch, on any device; `naive`: token by token, for comparisons; `auto`: `library` where it can,
+            else `chunked`. What cannot be met is refused.
         hylora: which parameters train; all of them if it is left out.
         steps: optimizer updates.
         tokens_per_step: tokens that go into one update, over all workers.
@@ -164,6 +168,7 @@ class TrainKeys(StageKeys):
         {
             "workers",
             "context_parallel",
+            "recurrence",
             "checkpoint_every",
             "keep_checkpoints",
             "max_failures",
@@ -177,6 +182,7 @@ class TrainKeys(StageKeys):
     data: StageOrPath
     model: Annotated[str | NewModel, MODEL]
     attention: Attention
+    recurrence: RecurrenceKey = "auto"
     hylora: HyLora | None = None
     steps: PositiveInt
     tokens_per_step: PositiveInt

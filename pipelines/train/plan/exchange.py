@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipelines.models.architecture import attached_skeleton
 from pipelines.models.fitting import attention_config
-from pipelines.train.plan.architecture import skeleton
 from se_model.attach import layer_exchanges
 from se_model.parallel.formula import Share
 from se_model.parallel.volumes import PURPOSES
@@ -30,7 +30,9 @@ def exchanged(
     # Activation checkpointing runs the layers, and with them their exchanges, once more in the backward pass.
     forwards = 2 if stage.activation_checkpointing else 1
     received = dict.fromkeys(PURPOSES, 0)
-    for each in layer_exchanges(skeleton(configuration, attention_config(stage.attention, 0)), share):
+    for each in layer_exchanges(
+        attached_skeleton(configuration, attention_config(stage.attention, 0)), share
+    ):
         volume = each.volume
         received[each.purpose] += micro_batches * (forwards * volume.forward + volume.backward)
     return received

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, one_line
+from pipelines.models.architecture import attached_skeleton, described_model
 from pipelines.models.fitting import attention_config, hylora_config
 from pipelines.recipe.keys.train import TrainKeys, divisors, nearest_of
 from pipelines.system.answers import remembered
-from pipelines.train.plan.architecture import described_model, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -62,7 +62,7 @@ def check_architecture(stage: TrainKeys, packed_rows: bool, context: CheckContex
     Raises:
         InvalidKeyError: names the architecture and the first such layer.
     """
-    model = described_model(stage, context)
+    model = described_model(stage.model, context)
     if model is None:
         return
 
@@ -71,7 +71,7 @@ def check_architecture(stage: TrainKeys, packed_rows: bool, context: CheckContex
         from se_model.hylora import check_kinds
 
         try:
-            built = skeleton(configuration, attention_config(stage.attention, context.seed))
+            built = attached_skeleton(configuration, attention_config(stage.attention, context.seed))
         except ValueError as error:
             raise InvalidKeyError("model", one_line(error)) from error
         except Exception as error:  # whatever an architecture makes of an odd configuration
@@ -115,14 +115,14 @@ def check_layers(stage: TrainKeys, context: CheckContext) -> None:
             f"attention of kind {kind} cannot run on a part of a row; use {KEY}: 1, or one of the kinds "
             f"{', '.join(kinds)}",
         )
-    model = described_model(stage, context)
+    model = described_model(stage.model, context)
     if model is None:
         return
 
     def check(configuration: PreTrainedConfig) -> bool:
         from se_model.attach import check_parallel
 
-        check_parallel(skeleton(configuration, attention_config(stage.attention, context.seed)))
+        check_parallel(attached_skeleton(configuration, attention_config(stage.attention, context.seed)))
         return True
 
     try:

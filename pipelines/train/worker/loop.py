@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipelines.models.bos import begin_with
+from pipelines.models.recurrences import check_recurrences, recurrences_in, recurrences_text
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.prepare.shards import Manifest, ShardReader
 from pipelines.recipe.keys.needles import NEEDLES
@@ -22,7 +23,6 @@ from pipelines.system.precision import multiply_in_float32
 from pipelines.system.surroundings import forget_launchers
 from pipelines.train.failures import final_failure, restart_mends
 from pipelines.train.job import MODEL_FOLDER, TrainJob
-from pipelines.train.recurrences import recurrences_in, recurrences_text
 from pipelines.train.worker.batches import BatchPlan, RowOrder
 from pipelines.train.worker.checkpoints import Checkpoint, CheckpointStore, TrainState, local_copy
 from pipelines.train.worker.engine import Engine
@@ -86,9 +86,11 @@ def train(job: TrainJob, group: Group, tell: Tell, preemptions: Preemptions | No
         store = CheckpointStore(job.checkpoints)
         checkpoint = group.gather(group.agree(lambda: store.newest() if group.first else None))[0]
         opened = group.agree(lambda: open_training(job, corpus.manifest))
+        found, gpu = recurrences_in(opened.model), group.device.type == "cuda"
+        group.agree(lambda: check_recurrences(found, stage.recurrence, gpu=gpu))
         if group.first:
             write_coverage(opened.model, job.output)
-            if computed := recurrences_text(recurrences_in(opened.model), gpu=group.device.type == "cuda"):
+            if computed := recurrences_text(found, stage.recurrence, gpu=gpu):
                 tell({"message": f"recurrences: {computed}"})
         model = load_for(opened, stage, group)
         engine = _engine(job, group, plan, model, checkpoint)

@@ -54,7 +54,7 @@ def open_training(job: TrainJob, manifest: Manifest) -> Opened:
             opened = Opened(model, AdaptedWeights(opened.weights))
         else:
             model.requires_grad_(True)
-        attach(model, attention_config(stage.attention, job.seed))
+        attach(model, attention_config(stage.attention, job.seed), recurrence=stage.recurrence)
         if stage.context_parallel > 1:
             check_parallel(model)
     except ValueError as error:

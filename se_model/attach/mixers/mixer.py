@@ -4,7 +4,7 @@
 wraps the modules inside stay as they are. From those modules and parameters the class computes what the layer
 computes for each document by itself, or for these tokens within the whole row: one way for one rank and for
 several, through the recurrences of `se_model.recurrence`. What needs a cache or knows padding, the layer
-itself still does.
+itself still does; on a CPU by PyTorch alone (`torch_forward.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from se_model.attach.marks import MARK, Attachment
+from se_model.attach.mixers.torch_forward import torch_forward
 from se_model.hybrid.past import past_of
 from se_model.parallel import SequenceShard
 from se_model.parallel.formula import Share
@@ -62,7 +63,10 @@ class AttachedMixer(nn.Module):
                 f"{type(self).__name__} is given {what}: its row has no padding, and it keeps no cache "
                 "(pass use_cache=False)"
             )
-        output: Tensor = super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        forward = super().forward.__func__  # type: ignore[attr-defined]  # of the layer's own class
+        if hidden_states.device.type == "cpu":
+            forward = torch_forward(forward)
+        output: Tensor = forward(self, hidden_states, attention_mask=attention_mask, **kwargs)
         return output
 
     def mix(self, hidden: Tensor, carried: Carried, documents: DocumentBounds | None) -> Tensor:

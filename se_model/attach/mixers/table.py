@@ -10,7 +10,7 @@ from torch import nn
 from se_model.attach.marks import MARK, Attachment
 from se_model.attach.mixers import gated_delta, mamba1, mamba2, short_convolution
 from se_model.attach.mixers.mixer import AttachedMixer
-from se_model.recurrence import CausalConv1d, Recurrence
+from se_model.recurrence import CONVOLUTION, CausalConv1d, Recurrence
 
 _ATTACHED: tuple[type[nn.Module], ...] = (
     *gated_delta.LAYERS,
@@ -65,6 +65,23 @@ def recurrences_of(model: nn.Module) -> dict[Recurrence, list[str]]:
         for kind in getattr(type(module), "recurrences", ()):
             found.setdefault(kind, []).append(name)
     return found
+
+
+def library_limit(model: nn.Module, kind: Recurrence) -> str | None:
+    """Which size of a layer the kernels of a kind do not serve, in words; None if they serve all layers."""
+    names = [name for name, _, _ in kind.library.limits]
+    for layer in recurrences_of(model).get(kind, ()):
+        for sizes in _sizes(model.get_submodule(layer), kind):
+            if limit := kind.library.limit({name: getattr(sizes, name) for name in names}):
+                return f"{limit} ({layer})"
+    return None
+
+
+def _sizes(layer: Any, kind: Recurrence) -> list[Any]:
+    """What has a layer's sizes as attributes, by the names that a kind's limits give them."""
+    if kind is not CONVOLUTION:
+        return [layer.sizes]
+    return [each for each in layer.modules() if isinstance(each, CausalConv1d)]
 
 
 def _convolutions(mixer: nn.Module, kind: type[nn.Module]) -> Iterator[nn.Module]:

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import save
+from transformers import AutoTokenizer
 
 from pipelines.context import CheckContext, EarlierStage
 from pipelines.errors import InvalidKeyError
-from pipelines.evaluate.check import check
+from pipelines.evaluate.check import check, plan
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 from pipelines.recipe.keys.prepare import PrepareKeys
+from tests.se_model.tiny_models import CONFIGS
 
 RECALL: dict[str, Any] = {"lengths": [64], "samples": 2, "tasks": ["single"]}
 PERPLEXITY: dict[str, Any] = {"data": "corpus", "lengths": [32, 64]}
@@ -98,3 +102,33 @@ def test_the_number_of_workers_does_not_make_it_run_again(
 
     assert fingerprint("workers: 2") == fingerprint("workers: 3")
     assert fingerprint("workers: 2") != fingerprint("tokens_per_batch: 128")
+
+
+def on_cpus(model: str, recurrence: str) -> EvaluateKeys:
+    keys = {"model": model, "recurrence": recurrence, "recall": RECALL, "resources": {"gpus": 0}}
+    return EvaluateKeys.model_validate(keys)
+
+
+def test_a_backend_that_cannot_compute_the_models_recurrences_is_refused(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    there, without = context(tmp_path, prepared()), tmp_path / "llama"
+    CONFIGS["llama"].save_pretrained(without)
+    (without / "model.safetensors").write_bytes(save({"weight": torch.zeros(1)}))
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(without)
+    for model, recurrence, says in [
+        (model_folder, "library", "library computes on GPUs, and the workers have none"),
+        (without, "chunked", "chunked is asked for, but the model has no recurrence"),
+    ]:
+        with pytest.raises(InvalidKeyError, match=says) as refused:
+            check(on_cpus(str(model), recurrence), there)
+        assert refused.value.key == "recurrence"
+
+
+def test_the_plan_says_what_computes_the_recurrences_that_a_backend_is_asked_for(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    there = context(tmp_path, prepared())
+    said = plan(on_cpus(str(model_folder), "naive"), there)
+    assert "Mamba-2 in 2 layers: token by token (naive)" in said["recurrences"]
+    assert "recurrences" not in plan(on_cpus(str(model_folder), "auto"), there)

@@ -8,10 +8,14 @@ from pydantic import ValidationError
 
 from pipelines.context import CheckContext, Context
 from pipelines.errors import EspanError, InvalidKeyError
+from pipelines.prepare.shards import ShardReader
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.train.check import check, plan
 from pipelines.train.job import resolve_job
+from pipelines.train.worker.group import Group
+from pipelines.train.worker.model import training_model
 from tests.pipelines.train.conftest import SPAN, TINY, MakeJob, write_corpus
+from tests.pipelines.train.trainings import train_silently
 
 
 def keys(corpus: Path, **changed: Any) -> dict[str, Any]:
@@ -114,3 +118,27 @@ def test_a_corpus_without_rows_is_refused(tmp_path: Path) -> None:
     stage = TrainKeys.model_validate(keys(write_corpus(tmp_path / "empty", rows=0)))
     with pytest.raises(EspanError, match="holds no rows"):
         resolve_job(stage, Context("tuned", str(tmp_path), 0, {}, str(tmp_path), {}))
+
+
+@pytest.mark.parametrize("recurrence", ["chunked", "naive"])
+def test_recurrences_are_computed_by_the_backend_that_is_asked_for(
+    corpus: Path, context: CheckContext, make_job: MakeJob, recurrence: str
+) -> None:
+    stage = TrainKeys.model_validate(keys(corpus, recurrence=recurrence))
+    check(stage, context)
+    assert f"({recurrence})" in plan(stage, context)["recurrences"]
+    job = make_job("told", recurrence=recurrence)
+    model = training_model(job, ShardReader(job.data).manifest)
+    told = [getattr(each, "recurrence_backend", None) for each in model.modules()]
+    assert set(told) == {None, recurrence}
+
+
+def test_kernels_are_refused_to_workers_without_gpus_by_the_plan_and_by_the_workers(
+    corpus: Path, context: CheckContext, make_job: MakeJob, alone: Group
+) -> None:
+    says = "recurrence: library computes on GPUs, and the workers have none; set auto, chunked or naive"
+    stage = TrainKeys.model_validate(keys(corpus, recurrence="library", resources={"gpus": 0}))
+    with pytest.raises(InvalidKeyError, match=says):
+        check(stage, context)
+    with pytest.raises(EspanError, match=says):
+        train_silently(alone, make_job("told", recurrence="library"))

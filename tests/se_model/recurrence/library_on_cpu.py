@@ -65,8 +65,8 @@ def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return interface.selective_scan_ref(u, delta, A, B, C)
 
 
-def prepare() -> None:
-    """Makes the three packages importable and their functions callable on CPU tensors, in this process."""
+def make_importable() -> None:
+    """Makes the three packages importable in this process, as they are on a node that has no GPU."""
     sys.path.append(str(FOLDER))
     # mamba_ssm's own __init__ imports all of its models: a bare package lets parts of it be imported.
     package = ModuleType("mamba_ssm")
@@ -74,6 +74,11 @@ def prepare() -> None:
     sys.modules["mamba_ssm"] = package
     for extension in ("selective_scan_cuda", "causal_conv1d_cuda"):
         sys.modules[extension] = ModuleType(extension)
+
+
+def prepare() -> None:
+    """Makes the three packages importable and their functions callable on CPU tensors, in this process."""
+    make_importable()
     torch.cuda.device = lambda index: contextlib.nullcontext()
     torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=1)
     importlib.import_module("triton.runtime.autotuner").Autotuner.do_bench = property(measure_nothing)

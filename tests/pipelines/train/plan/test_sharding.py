@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from pipelines.context import CheckContext
 from pipelines.errors import InvalidKeyError, RecipeError
+from pipelines.models.architecture import attached_skeleton
 from pipelines.recipe.keys.train import TrainKeys
 from pipelines.run.plan import plan_recipe
 from pipelines.train.check import check, plan
-from pipelines.train.plan.architecture import skeleton
 from pipelines.train.plan.exchange import exchanged
 from pipelines.train.plan.memory.count import Counted, Rows
 from se_model.attach import attention_layers
@@ -147,7 +147,7 @@ def test_the_plan_counts_every_layer_of_a_hybrid(corpus: Path, name: str) -> Non
     stage = stage_of(corpus, workers=2, context_parallel=2, attention="full")
     share = Share(ranks=2, rows=1, tokens=64, itemsize=4)
     received = exchanged(stage, configuration, share, micro_batches=3)
-    model = skeleton(configuration, FullConfig())
+    model = attached_skeleton(configuration, FullConfig())
     layers = [layer for _, layer in attention_layers(model)]
     heads = Heads(configuration.num_attention_heads, configuration.num_key_value_heads, layers[0].head_dim)
     assert received["attention"] == 3 * len(layers) * full_attention(share, heads).total
