@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster import jobs
+from cluster import compare, jobs
 from pipelines.errors import EspanError, InterruptedRunError, RecipeError, one_line
 from pipelines.kinds import KINDS
 from pipelines.system.disk import write_problem
@@ -120,7 +120,7 @@ def doctor() -> None:
         raise EspanError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 
 
-for _command in (jobs.submit, jobs.status, jobs.logs, jobs.stop):
+for _command in (compare.compare, jobs.submit, jobs.status, jobs.logs, jobs.stop):
     app.command()(_command)
 
 

@@ -20,7 +20,6 @@ _T = (
 NORMAL_95 = 1.960
 """Standard errors that half of a 95% interval spans, for a mean of many."""
 
-# Enough for Holm's correction over a hundred rows: the least probability is 2 / (_RESAMPLES + 1).
 _RESAMPLES = 10_000
 _SEED = 17
 # Values with fewer distinct ones than this, such as right and wrong, are drawn as counts.
@@ -67,8 +66,9 @@ class Bootstrap:
         mean: of the values or, where they come in groups, the mean of the groups' means.
         interval: between the 2.5th and the 97.5th percentile of the means of resampled values. Values that
             are all equal give one without width: so few may still differ from those that were not seen.
-        probability: two-sided, of a mean this far from zero if the true one is zero. Less than
-            `0.5 ** (n - 1)` is never claimed of n values that differ from zero, whose signs alone decide it.
+        probability: two-sided, of a mean this far from zero if the true one is zero; rarer than resampling
+            can tell, by the normal distribution. Less than `0.5 ** (n - 1)` is never claimed of n values that
+            differ from zero: so often chance gives them all one sign.
     """
 
     mean: float
@@ -91,7 +91,9 @@ class Bootstrap:
         means = np.mean([_resampled_means(values, generator) for values in arrays], axis=0)
         low, high = np.percentile(means, [2.5, 97.5])
         below, above = np.count_nonzero(means <= 0), np.count_nonzero(means >= 0)
-        beyond_zero = 2 * (min(below, above) + 1) / (_RESAMPLES + 1)
+        beyond_zero = float(2 * (min(below, above) + 1) / (_RESAMPLES + 1))
+        if not min(below, above) and (spread := float(means.std())):
+            beyond_zero = min(beyond_zero, math.erfc(abs(float(means.mean())) / spread / math.sqrt(2)))
         unequal = sum(int(np.count_nonzero(values)) for values in arrays)
         return cls(
             mean=math.fsum(math.fsum(group) / len(group) for group in groups) / len(groups),

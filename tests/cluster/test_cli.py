@@ -12,7 +12,7 @@ import pytest
 from cluster.cli import duration, main
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("run", "plan", "submit", "status", "logs", "stop", "report", "doctor")
+COMMANDS = ("run", "plan", "submit", "status", "logs", "stop", "report", "compare", "doctor")
 
 
 def call(

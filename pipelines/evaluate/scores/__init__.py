@@ -1,5 +1,9 @@
 """The formats of an evaluation: `scores.json`, with every score, and `samples.jsonl`, with every prompt."""
 
+from pipelines.evaluate.scores.differences import Comparison as Comparison
+from pipelines.evaluate.scores.differences import Difference as Difference
+from pipelines.evaluate.scores.differences import Evaluated as Evaluated
+from pipelines.evaluate.scores.differences import compare as compare
 from pipelines.evaluate.scores.file import SCORES_FILE as SCORES_FILE
 from pipelines.evaluate.scores.file import Mean as Mean
 from pipelines.evaluate.scores.file import Scores as Scores
