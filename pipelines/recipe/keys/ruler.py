@@ -1,0 +1,80 @@
+"""Keys about RULER's prompts: which tasks there are, how they are grouped, and what a section asks for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from pipelines.errors import InvalidKeyError
+from pipelines.recipe.keys.common import Lengths, distinct
+from pipelines.recipe.keys.section import Section
+from pipelines.recipe.path_keys import TOKENIZER, Reference
+
+NeedleTask = Literal[
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+]
+QuestionTask = Literal["qa_squad", "qa_hotpot"]
+RulerTask = NeedleTask | Literal["vt", "cwe", "fwe"] | QuestionTask
+
+RULER_TASKS: tuple[RulerTask, ...] = (*get_args(NeedleTask), "vt", "cwe", "fwe")
+"""The eleven tasks whose mean the paper reports; questions (`qa_...`) need data that is not shipped."""
+
+RULER_GROUPS: dict[RulerTask, str] = {
+    "niah_single_1": "NIAH-S",
+    "niah_single_2": "NIAH-S",
+    "niah_single_3": "NIAH-S",
+    "niah_multikey_1": "NIAH-M",
+    "niah_multikey_2": "NIAH-M",
+    "niah_multikey_3": "NIAH-M",
+    "niah_multivalue": "NIAH-M-QV",
+    "niah_multiquery": "NIAH-M-QV",
+    "vt": "VT",
+    "cwe": "CF-WE",
+    "fwe": "CF-WE",
+    "qa_squad": "QA",
+    "qa_hotpot": "QA",
+}
+"""The group under which the paper reports a task (appendix I); it leaves the questions out."""
+
+
+class RulerSection(Section):
+    """RULER: `samples` prompts of every task at every length.
+
+    Attributes:
+        lengths: tokens in a prompt, the room for its answer included.
+        tasks: which of RULER's tasks; `qa_squad` and `qa_hotpot` need a file of questions.
+        samples: prompts of each task at each length.
+        essays: a folder of text files (`*.txt`), the text between needles; default: four messages of
+            Lincoln's that ship with the package. Text shorter than a prompt repeats from its start.
+        squad: the questions of `qa_squad`, as SQuAD 2.0 publishes them (`dev-v2.0.json`).
+        hotpot: the questions of `qa_hotpot`, as HotpotQA publishes them (`hotpot_dev_distractor_v1.json`).
+        tokenizer: tokenizer by which prompts are measured; default: the model's own.
+    """
+
+    lengths: Lengths
+    tasks: Annotated[tuple[RulerTask, ...], Field(min_length=1)] = RULER_TASKS
+    samples: PositiveInt = 100
+    essays: Annotated[str | None, Reference()] = None
+    squad: Annotated[str | None, Reference()] = None
+    hotpot: Annotated[str | None, Reference()] = None
+    tokenizer: Annotated[str | None, TOKENIZER] = None
+
+    @field_validator("lengths", "tasks")
+    @classmethod
+    def _no_repetition(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> RulerSection:
+        for task, key in (("qa_squad", "squad"), ("qa_hotpot", "hotpot")):
+            if task in self.tasks and getattr(self, key) is None:
+                raise InvalidKeyError(key, f"task {task} needs a file of questions; name it here")
+        return self
