@@ -18,9 +18,12 @@ from pipelines.models.tokenizers import load_tokenizer, pinned
 from pipelines.prepare.shards import split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
 from pipelines.recipe.keys.harness import HarnessSection
+from pipelines.recipe.keys.ruler import RulerSection
+from pipelines.system import storage
 
 if TYPE_CHECKING:
     from pipelines.evaluate.harness.measure import Harness
+    from pipelines.evaluate.language_model.encode import Encoder
 
 
 def prepare(keys: EvaluateKeys, context: Context, model: ModelSource) -> list[Measure]:
@@ -44,6 +47,8 @@ def prepare(keys: EvaluateKeys, context: Context, model: ModelSource) -> list[Me
             tokens_per_batch=keys.tokens_per_batch,
         )
         measures.append(Perplexity(units))
+    if keys.ruler:
+        measures.append(_ruler(keys.ruler, keys, context, model))
     if keys.harness:
         measures.append(_harness(keys.harness, keys, model))
     return measures
@@ -67,19 +72,50 @@ def _recall(keys: RecallSection, tokenizer: str, seed: int, bos: int | None, tok
     return Recall(units)
 
 
+def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: ModelSource) -> Harness:
+    from pipelines.evaluate.harness.measure import Harness
+    from pipelines.evaluate.harness.ruler import depth, load_prompts, make_prompts
+
+    tokenizer = _tokenizer(stage.model, model, keys.tokenizer, "ruler")
+    folder = storage.join(context.output, "ruler")
+    manifest = make_prompts(
+        keys,
+        folder,
+        tokenizer=tokenizer,
+        seed=context.seed,
+        label=context.name,
+        progress=context.progress,
+    )
+    loaded, labels = load_prompts(folder, manifest)
+    return Harness(
+        name="ruler",
+        loaded=loaded,
+        encoder=_encoder(stage, model, tokenizer),
+        tokenizer=tokenizer,
+        tokens_per_batch=stage.tokens_per_batch,
+        labels=labels,
+        depth=depth,
+    )
+
+
+def _encoder(stage: EvaluateKeys, model: ModelSource, tokenizer: str) -> Encoder:
+    from pipelines.evaluate.language_model.encode import Encoder
+
+    add_bos = None if stage.bos == "auto" else stage.bos
+    return Encoder.of(outline(model).config, load_tokenizer(tokenizer), add_bos=add_bos)
+
+
 def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> Harness:
     from pipelines.evaluate.harness.measure import Harness
     from pipelines.evaluate.harness.tasks import check_names, load_tasks, task_manager
-    from pipelines.evaluate.language_model.encode import Encoder
 
     tokenizer = _tokenizer(stage.model, model, None, "harness")
     manager = task_manager(keys.include)
     check_names(keys.tasks, manager)
-    add_bos = None if stage.bos == "auto" else stage.bos
     return Harness(
         name="harness",
         loaded=load_tasks(keys.tasks, manager, fewshot=keys.fewshot),
-        encoder=Encoder.of(outline(model).config, load_tokenizer(tokenizer), add_bos=add_bos),
+        encoder=_encoder(stage, model, tokenizer),
         tokenizer=tokenizer,
         tokens_per_batch=stage.tokens_per_batch,
         limit=keys.limit,

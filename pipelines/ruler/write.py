@@ -135,7 +135,7 @@ def write(
         EspanError: a length is impossible for a task, or the tokenizer does not know the prompts' words.
     """
     found = find_manifest(folder)
-    if found is not None and found.key.same_as(key) and _complete(folder, found):
+    if found is not None and found.key.same_as(key) and holds_all(folder, found):
         write_tasks(folder, found)
         return found
     clear(folder)
@@ -219,7 +219,8 @@ def clear(folder: str) -> None:
             storage.remove_folder(place)
 
 
-def _complete(folder: str, manifest: RulerManifest) -> bool:
+def holds_all(folder: str, manifest: RulerManifest) -> bool:
+    """Whether every file of documents is there, in its length."""
     for entry in manifest.entries:
         place = storage.join(folder, entry.name, DATA)
         if not storage.exists(place) or storage.file_size(place) != entry.bytes:

@@ -22,11 +22,16 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True)
 class Label:
-    """What a task of lm-eval is called in the scores."""
+    """What a task of lm-eval is called in the scores.
+
+    Attributes:
+        metrics: lm-eval's names of those that count, and what they are called; None for all, as they are.
+    """
 
     task: str
     group: str | None = None
     length: int | None = None
+    metrics: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,19 @@ class Harness:
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or not _is_number(aggregated):
                 continue
+            if label.metrics is not None and metric not in label.metrics:
+                continue
+            called = (label.metrics or {}).get(metric, metric)
             answers = [each for each in samples if each["filter"] == filtered and metric in each["metrics"]]
-            score = self._score(label, metric, answers, aggregated, better.get(metric, True))
+            values = [each[metric] for each in answers]
+            score = self._score(label, called, answers, values, aggregated, better.get(metric, True))
             if score is None:
                 error = results["results"][name].get(f"{metric}_stderr,{filtered}")
-                score = _aggregated(self.name, label, metric, len(answers), aggregated, error)
+                score = _aggregated(self.name, label, called, len(answers), aggregated, error)
             else:
                 found.samples += [
-                    self._sample(label, metric, index, each) for index, each in enumerate(answers)
+                    self._sample(label, called, index, each, value)
+                    for index, (each, value) in enumerate(zip(answers, values, strict=True))
                 ]
             found.tasks.append(score)
 
@@ -97,17 +107,19 @@ class Harness:
         label: Label,
         metric: str,
         answers: Sequence[Mapping[str, Any]],
+        values: Sequence[Any],
         aggregated: float,
         higher_is_better: bool,
     ) -> TaskScore | None:
         """The metric, if it is the mean of the documents' own values; None otherwise."""
-        values = [each[metric] for each in answers]
         if not values or not all(map(_is_number, values)):
             return None
         if not math.isclose(math.fsum(values) / len(values), aggregated, rel_tol=1e-6, abs_tol=1e-9):
             return None
         depths = [
-            (depth, float(each[metric])) for each in answers if (depth := self.depth(each["doc"])) is not None
+            (depth, float(value))
+            for each, value in zip(answers, values, strict=True)
+            if (depth := self.depth(each["doc"])) is not None
         ]
         return TaskScore.of(
             self.name,
@@ -120,7 +132,9 @@ class Harness:
             depths=depths,
         )
 
-    def _sample(self, label: Label, metric: str, index: int, answer: Mapping[str, Any]) -> Sample:
+    def _sample(
+        self, label: Label, metric: str, index: int, answer: Mapping[str, Any], value: float
+    ) -> Sample:
         return Sample(
             measure=self.name,
             task=label.task,
@@ -128,7 +142,7 @@ class Harness:
             index=index,
             prompt=prompt_hash(answer["arguments"][0][0]),
             metric=metric,
-            value=float(answer[metric]),
+            value=float(value),
             depth=self.depth(answer["doc"]),
             target=str(answer["target"]),
             prediction=[str(each) for each in answer["filtered_resps"]],

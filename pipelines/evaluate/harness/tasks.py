@@ -75,8 +75,8 @@ _FEWSHOT_SEED = 1234
 
 def _not_at_hand(name: str, error: Exception) -> str:
     return (
-        f"task '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)[:300]}; if its data set is "
-        "missing, download it with `hf download --repo-type dataset NAME` on a machine with network and set "
+        f"task '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)[:300]}; if its data is "
+        "missing, download it with `hf download --repo-type dataset NAME` where there is a network and set "
         "HF_HOME to the folder, or describe the task with data_files of your own in a YAML file below "
         "harness.include"
     )

@@ -11,6 +11,7 @@ from pipelines.recipe.keys.attention import Attention, FullSection
 from pipelines.recipe.keys.common import BosKey, Lengths, Precision, distinct
 from pipelines.recipe.keys.harness import HarnessSection
 from pipelines.recipe.keys.needles import RECALL_TASKS, RecallTask
+from pipelines.recipe.keys.ruler import RulerSection
 from pipelines.recipe.keys.section import Section, StageKeys
 from pipelines.recipe.path_keys import MODEL, TOKENIZER, StageOrPath
 
@@ -108,6 +109,7 @@ class EvaluateKeys(StageKeys):
         attention: what the attention layers compute while the model is scored.
         recall: needle recall; left out, it is not measured.
         perplexity: perplexity by length; left out, it is not measured.
+        ruler: RULER's tasks; left out, none is run.
         harness: tasks of lm-eval; left out, none is run.
         bos: begin prompts, and what precedes the scored tokens, with the beginning-of-sequence token, which
             their lengths include; `auto` does as the model's tokenizer does, or else as the perplexity data.
@@ -125,6 +127,7 @@ class EvaluateKeys(StageKeys):
     attention: Attention = FullSection()
     recall: RecallSection | None = None
     perplexity: PerplexitySection | None = None
+    ruler: RulerSection | None = None
     harness: HarnessSection | None = None
     bos: BosKey = "auto"
     workers: PositiveInt | None = None
@@ -135,13 +138,25 @@ class EvaluateKeys(StageKeys):
 
     @model_validator(mode="after")
     def _something_to_score(self) -> EvaluateKeys:
-        if all(measure is None for measure in (self.recall, self.perplexity, self.harness)):
-            raise InvalidKeyError("", "nothing to evaluate; give recall, perplexity or harness, or several")
+        if all(measure is None for measure in (self.recall, self.perplexity, self.ruler, self.harness)):
+            raise InvalidKeyError(
+                "", "nothing to evaluate; give recall, perplexity, ruler or harness, or several of them"
+            )
         return self
 
     @model_validator(mode="after")
     def _sees_nothing_ahead(self) -> EvaluateKeys:
         check_sees_nothing_ahead(self.attention)
+        return self
+
+    @model_validator(mode="after")
+    def _generates_alone(self) -> EvaluateKeys:
+        if self.ruler is not None and self.context_parallel > 1:
+            raise InvalidKeyError(
+                "ruler",
+                "its answers are generated, which one worker does alone; leave context_parallel out, or "
+                "measure recall and perplexity over several workers",
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,143 @@
+"""RULER's tasks: prompts made once, in parallel, and kept beside the scores as tasks of lm-eval."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ray
+
+from pipelines.errors import EspanError
+from pipelines.evaluate.harness.measure import Label
+from pipelines.evaluate.harness.tasks import Loaded, load_tasks, task_manager
+from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
+from pipelines.recipe.keys.ruler import RULER_GROUPS, QuestionTask, RulerSection, RulerTask
+from pipelines.ruler.compositions import Sources
+from pipelines.ruler.essays import read_essays
+from pipelines.ruler.questions import read_questions
+from pipelines.ruler.tasks import needs_essays
+from pipelines.ruler.write import (
+    PromptsKey,
+    RulerManifest,
+    TaskEntry,
+    clear,
+    find_manifest,
+    finish,
+    holds_all,
+    prompts_key,
+    write_documents,
+    write_tasks,
+)
+from pipelines.system import storage
+from pipelines.system.progress import Progress
+
+METRIC = "string_match"
+"""Mean over prompts of the fraction of expected strings that the text holds."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Where the texts lie that prompts are made of."""
+
+    essays: str | None
+    questions: tuple[tuple[QuestionTask, str], ...]
+    needs_essays: bool
+
+    def read(self) -> Sources:
+        return Sources(
+            essays=read_essays(self.essays) if self.needs_essays else None,
+            questions={task: read_questions(task, place) for task, place in self.questions},
+        )
+
+
+def make_prompts(
+    keys: RulerSection, folder: str, *, tokenizer: str, seed: int, label: str, progress: Progress
+) -> RulerManifest:
+    """Makes the prompts below `folder`, unless they are there already; returns what they are.
+
+    tokenizer: its reference; label: for progress.
+
+    Raises:
+        EspanError: a length is impossible for a task, data is missing, or the tokenizer does not know the
+            prompts' words.
+    """
+    data = _Data(keys.essays, _questions(keys), any(map(needs_essays, keys.tasks)))
+    loaded = load_tokenizer(tokenizer)
+    key = prompts_key(
+        tasks=keys.tasks,
+        lengths=keys.lengths,
+        samples=keys.samples,
+        seed=seed,
+        tokenizer=loaded,
+        reference=tokenizer,
+        tokenizer_sha256=tokenizer_hash(loaded),
+        sources=data.read(),
+    )
+    found = find_manifest(folder)
+    if found is not None and found.key.same_as(key) and holds_all(folder, found):
+        return found
+    clear(folder)
+    make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
+    # The longest first: they take longest.
+    where = [(task, length) for length in sorted(keys.lengths, reverse=True) for task in keys.tasks]
+    pending = {make.remote(folder, key, *each, data): each for each in where}
+    entries: dict[tuple[RulerTask, int], TaskEntry] = {}
+    with progress.task(f"{label}: prompts", total=len(where), unit="tasks") as shown:
+        while pending:
+            (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+            entries[pending.pop(ready)] = _result(ready)
+            shown.advance()
+    manifest = RulerManifest(
+        key=key, entries=tuple(entries[task, length] for task in keys.tasks for length in keys.lengths)
+    )
+    finish(folder, manifest)
+    return manifest
+
+
+def load_prompts(folder: str, manifest: RulerManifest) -> tuple[Loaded, dict[str, Label]]:
+    """Returns the prompts as loaded tasks of lm-eval, and what each is called in the scores."""
+    labels = {
+        entry.name: Label(entry.task, RULER_GROUPS[entry.task], entry.length, {str(entry.length): METRIC})
+        for entry in manifest.entries
+    }
+    with tempfile.TemporaryDirectory(prefix="espan-ruler-") as scratch:
+        place = folder
+        if storage.is_remote(folder):  # lm-eval looks for tasks in a local folder
+            place = scratch
+            storage.download_folder(folder, scratch)
+        write_tasks(place, manifest)  # the folder may have been moved
+        return load_tasks(list(labels), task_manager(place, builtin=False), fewshot=0), labels
+
+
+def depth(document: Mapping[str, Any]) -> float | None:
+    """Where in a document the answer stands, from 0 to 1; None where it stands in no one place."""
+    return document.get("depth")
+
+
+def _questions(keys: RulerSection) -> tuple[tuple[QuestionTask, str], ...]:
+    given: dict[QuestionTask, str | None] = {"qa_squad": keys.squad, "qa_hotpot": keys.hotpot}
+    return tuple((task, place) for task, place in given.items() if place is not None and task in keys.tasks)
+
+
+def _make(folder: str, key: PromptsKey, task: RulerTask, length: int, data: _Data) -> TaskEntry:
+    tokenizer = load_tokenizer(key.tokenizer)
+    return write_documents(folder, key, task, length, tokenizer=tokenizer, sources=_sources(data))
+
+
+@lru_cache(maxsize=1)
+def _sources(data: _Data) -> Sources:
+    """The texts, read once in each process."""
+    return data.read()
+
+
+def _result(reference: Any) -> TaskEntry:
+    try:
+        entry: TaskEntry = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, EspanError):
+            raise error.cause from error
+        raise
+    return entry
