@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
+from pipelines.recipe.keys.ruler import RULER_GROUPS, RULER_TASKS, NeedleTask, QuestionTask, RulerSection
+
 
 def section(**keys: Any) -> RulerSection:
     return RulerSection.model_validate({"lengths": (4096,)} | keys)
