@@ -45,7 +45,7 @@ def assert_full(task: RulerTask, length: int, document: dict[str, Any], kind: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", ALL_TASKS)
-@settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(length=st.integers(512, 8192))
 def test_a_prompt_and_its_answer_fill_the_length_to_a_hundredth_and_never_exceed_it(
     task: RulerTask, kind: str, length: int, sources: Sources

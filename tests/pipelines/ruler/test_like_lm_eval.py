@@ -22,7 +22,7 @@ from pipelines.ruler.needles import NOISE, needle_prompt
 from pipelines.ruler.prompts import Prompt
 from pipelines.ruler.questions import question_prompt
 from pipelines.ruler.score import score
-from pipelines.ruler.tasks import NEEDLES
+from pipelines.ruler.tasks import NEEDLES, Needles
 from pipelines.ruler.variables import solved_example, variable_prompt
 from pipelines.ruler.word_counts import coded_words_prompt, common_words_prompt
 from pipelines.ruler.word_lists import Pairs, key_words, listed_words
@@ -114,6 +114,16 @@ def test_needles(
     assert_same(needle_prompt(needles, size, recorded.draws, sources.essays), document)
 
 
+def test_several_needles_in_lines(needle_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    needles = Needles("needle", keys=4, values=2, queries=2)
+    recorded = Recorded(needle_module, monkeypatch)
+    named = {"type_haystack": "needle", "type_needle_k": "words", "type_needle_v": "numbers"}
+    counts = {"num_needle_k": 4, "num_needle_v": 2, "num_needle_q": 2}
+    text, outputs, _ = recorded(30, NEEDLE, template=TEMPLATE, **named, **counts)
+    prompt = needle_prompt(needles, 30, recorded.draws)
+    assert (prompt.input, prompt.outputs) == (text, outputs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_variables(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(f"{ROOM}.vt_utils")
@@ -170,6 +180,24 @@ def test_questions(
     )
     index, size = recorded.arguments
     assert_same(question_prompt(sources.questions[task], index, size, recorded.draws), document)
+
+
+@pytest.mark.parametrize("task", get_args(QuestionTask))
+def test_questions_among_few_documents(
+    task: QuestionTask, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From those that answer alone to more than those that are about the same."""
+    module = importlib.import_module(f"{ROOM}.qa_utils")
+    recorded, questions = Recorded(module, monkeypatch), sources.questions[task]
+    theirs = [
+        {"query": q.text, "outputs": q.answers, "context": q.documents, "more_context": q.related}
+        for q in questions.questions
+    ]
+    least = len(questions.questions[7].documents)
+    for size in range(least, least + 6):
+        text, answers = recorded(7, size, theirs, questions.documents)
+        prompt = question_prompt(questions, 7, size, recorded.draws)
+        assert (prompt.input, prompt.outputs) == (text, answers)
 
 
 def test_pairs_are_all_pairs_of_an_adjective_and_a_noun_in_order() -> None:

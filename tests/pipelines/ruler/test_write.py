@@ -101,12 +101,17 @@ def test_other_prompts_are_replaced_and_other_files_stay(
     change: dict[str, Any], folder: Path, sources: Sources
 ) -> None:
     (folder / "notes.txt").write_text("mine")
-    (folder / "ruler_results").mkdir()
+    (folder / "ruler_cwe_notes").mkdir()
     key = key_of(sources, tasks=("niah_single_1",), **change)
     manifest = write(str(folder), key, tokenizer=tokenizer_of("digits"), sources=sources)
     assert find_manifest(str(folder)) == manifest
     names = {entry.name for entry in manifest.entries}
-    assert {path.name for path in folder.iterdir()} == {*names, "manifest.json", "notes.txt", "ruler_results"}
+    assert {path.name for path in folder.iterdir()} == {
+        *names,
+        "manifest.json",
+        "notes.txt",
+        "ruler_cwe_notes",
+    }
 
 
 def test_the_key_holds_what_prompts_are_made_of(sources: Sources) -> None:
