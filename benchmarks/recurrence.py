@@ -53,24 +53,29 @@ def sides(kind: Recurrence, length: int, device: str) -> dict[str, Scan]:
     return {kind.own: kind.scan} | ({kind.peer: kind.peer_scan} if length == kind.peer_length else {})
 
 
-def measure(kind: Recurrence, length: int, device: str, repeats: int, seconds: float) -> list[Record]:
-    """A record for each side at one length."""
-    inputs = [tensor.detach().to(device).requires_grad_() for tensor in kind.draw(length)]
-    scans = sides(kind, length, device)
-    calls = {name: partial(train, scan, inputs) for name, scan in scans.items()}
+def measure(kind: Recurrence, device: str, repeats: int, seconds: float) -> list[Record]:
+    """A record for each side at each length, all of them timed in turn: lengths are compared, too."""
+    inputs: dict[int, list[Tensor]] = {}
+    scans: dict[tuple[str, int], Scan] = {}
+    for length in sorted({kind.peer_length, SHORT, MIDDLE, LONG}):
+        inputs[length] = [tensor.detach().to(device).requires_grad_() for tensor in kind.draw(length)]
+        scans |= {(name, length): scan for name, scan in sides(kind, length, device).items()}
+    calls = {
+        f"{name} at {length}": partial(train, scan, inputs[length]) for (name, length), scan in scans.items()
+    }
     peaks = {name: peak_bytes(call, device) for name, call in calls.items()}  # and a warm-up
     samples = interleaved_seconds(calls, device, repeats=repeats, seconds=seconds)
     return [
         {
             "length": length,
             "recurrence": name,
-            "seconds": statistics.median(samples[name]),
-            "samples": samples[name],
-            "kept_bytes": saved_bytes(partial(scans[name], *inputs), inputs),
-            "input_bytes": sum(tensor.nbytes for tensor in inputs),
-            "peak_bytes": peaks[name],
+            "seconds": statistics.median(samples[f"{name} at {length}"]),
+            "samples": samples[f"{name} at {length}"],
+            "kept_bytes": saved_bytes(partial(scan, *inputs[length]), inputs[length]),
+            "input_bytes": sum(tensor.nbytes for tensor in inputs[length]),
+            "peak_bytes": peaks[f"{name} at {length}"],
         }
-        for name in calls
+        for (name, length), scan in scans.items()
     ]
 
 
@@ -130,7 +135,7 @@ def _verdicts(kind: Recurrence, found: dict[tuple[str, int], Record]) -> list[tu
 def main(
     repeats: Annotated[
         int, typer.Option(min=1, help="Timed calls at least, of which the median counts.")
-    ] = 3,
+    ] = 5,
     seconds: Annotated[float, typer.Option(min=0, help="Quick calls are repeated for about so long.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch. [default: all cores]")] = None,
     device: Annotated[
@@ -149,9 +154,8 @@ def main(
     warn_if_busy(host, NOTES.print)
     results = []
     for kind in RECURRENCES:
-        for length in sorted({kind.peer_length, SHORT, MIDDLE, LONG}):
-            NOTES.print(f"measuring {kind.own} at {length:,} tokens ...")
-            results += measure(kind, length, device, repeats, seconds)
+        NOTES.print(f"measuring {kind.own} ...")
+        results += measure(kind, device, repeats, seconds)
     result = {
         "format": FORMAT,
         "device": device,

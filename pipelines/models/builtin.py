@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.recipe.references import builtin_name
 
-_FOLDERS = {"tiny": "tiny-hybrid"}
+_FOLDERS = {"tiny": "tiny-hybrid", "ruler-tiny": "ruler-tiny-hybrid"}
 
 
 def builtin(reference: str) -> Path:

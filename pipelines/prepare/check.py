@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import mul
 
 from pipelines.context import Check, CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models.tokenizer_answers import bos_of, bos_text_of, check_remembered
-from pipelines.models.tokenizers import external_files, pinned
+from pipelines.models.tokenizers import external_files, load_tokenizer, pinned
 from pipelines.prepare.decompress import zstd_window
+from pipelines.prepare.generated import refuse_impossible
 from pipelines.prepare.sources import (
     files_of,
     git_lfs_pointers,
@@ -17,7 +19,7 @@ from pipelines.prepare.sources import (
     printable,
     zstd_heads,
 )
-from pipelines.recipe.keys.prepare import NeedlesSource, PrepareKeys
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, PrepareKeys
 from pipelines.system import machine, storage
 from pipelines.system.machine import bytes_text
 from pipelines.system.storage import file_size
@@ -29,8 +31,9 @@ _USUAL_WINDOW = 8 << 20  # zstd's at its usual levels
 
 
 def external_inputs(keys: PrepareKeys) -> tuple[str, ...]:
-    """Returns the tokenizer's files."""
-    return external_files(keys.tokenizer)
+    """Returns the tokenizer's files, and the folders of essays."""
+    essays = [source.ruler.essays for source in keys.ruler_sources.values()]
+    return (*external_files(keys.tokenizer), *(folder for folder in essays if folder is not None))
 
 
 def files_read(keys: PrepareKeys) -> tuple[str, ...]:
@@ -49,6 +52,7 @@ def check(keys: PrepareKeys, context: CheckContext) -> None:
         bos_of(keys.tokenizer, keys.bos)
     except EspanError as error:
         raise InvalidKeyError("bos", str(error)) from error
+    _check_ruler(keys)
     disk = 2 * _tokens(keys, text_bytes) * _TOKEN_BYTES  # parts and, at the end, shards
     if not storage.is_remote(context.output) and machine.free_disk(context.output) < disk:
         free = bytes_text(machine.free_disk(context.output))
@@ -63,6 +67,16 @@ def check(keys: PrepareKeys, context: CheckContext) -> None:
     if free_memory < memory:
         what = f"a worker takes about {bytes_text(memory)} of memory; {bytes_text(free_memory)} are free"
         raise InvalidKeyError("rows_per_shard", f"{what}; fewer rows take less")
+
+
+def _check_ruler(keys: PrepareKeys) -> None:
+    if keys.ruler_sources:
+        tokenizer = load_tokenizer(keys.tokenizer)
+        for ordinal, source in keys.ruler_sources.items():
+            try:
+                refuse_impossible(source, tokenizer)
+            except EspanError as error:
+                raise InvalidKeyError(f"sources.{ordinal}.ruler", str(error)) from error
 
 
 def plan(keys: PrepareKeys, context: CheckContext) -> Mapping[str, str]:
@@ -107,8 +121,10 @@ def _beginning(keys: PrepareKeys) -> str | None:
 
 def _tokens(keys: PrepareKeys, text_bytes: int) -> int:
     """Returns an estimate of the corpus' tokens; compressed files count as if they were not."""
-    generated = [source for source in keys.sources if isinstance(source, NeedlesSource)]
-    return text_bytes // _TEXT_BYTES + sum(each.documents * each.needles.tokens for each in generated)
+    generated = [source for source in keys.sources if not isinstance(source, PathSource)]
+    lengths = [s.needles.tokens if isinstance(s, NeedlesSource) else s.ruler.tokens for s in generated]
+    documents = [source.documents for source in generated]
+    return text_bytes // _TEXT_BYTES + sum(map(mul, documents, lengths))
 
 
 def _worker_memory(keys: PrepareKeys) -> int:

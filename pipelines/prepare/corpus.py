@@ -15,7 +15,7 @@ from pipelines.prepare.read import CorpusPart
 from pipelines.prepare.shards import SourceEntry, Split
 from pipelines.prepare.sources import label_of
 from pipelines.recipe.keys.common import Packing
-from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
+from pipelines.recipe.keys.prepare import AnySource
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Corpus:
         lengths: tokens of every document, int32 [documents].
     """
 
-    sources: Sequence[PathSource | NeedlesSource]
+    sources: Sequence[AnySource]
     parts: Sequence[CorpusPart]
     summaries: Sequence[PartSummary]
     lengths: np.ndarray
@@ -46,7 +46,7 @@ class Corpus:
     @classmethod
     def read(
         cls,
-        sources: Sequence[PathSource | NeedlesSource],
+        sources: Sequence[AnySource],
         parts: Sequence[CorpusPart],
         summaries: Sequence[PartSummary],
         work: str,

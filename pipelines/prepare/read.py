@@ -13,13 +13,14 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from pipelines.errors import EspanError, one_line
-from pipelines.needles.compose import needle_document
 from pipelines.prepare import decompress, records
 from pipelines.prepare.columns import check_column, contents
 from pipelines.prepare.formats import kind_of
-from pipelines.prepare.sources import files_of
+from pipelines.prepare.generated import generator
+from pipelines.prepare.sources import files_of, label_of
 from pipelines.prepare.text import (
     TOO_LONG,
     UnusableError,
@@ -31,7 +32,7 @@ from pipelines.prepare.text import (
     usable,
 )
 from pipelines.recipe.encodings import AUTO_ENCODING
-from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
+from pipelines.recipe.keys.prepare import AnySource, PathSource
 from pipelines.system.storage import file_size
 from pipelines.system.streams import open_binary
 
@@ -68,8 +69,8 @@ class Document(NamedTuple):
 class Reject(NamedTuple):
     """A document that cannot be used.
 
-    `record` is the line of JSON lines (from 1), the element of a JSON array or the row of a Parquet file
-    (from 0), and None for a text file.
+    `record` is the line of JSON lines (from 1), the element of a JSON array, the row of a Parquet file or the
+    index of a generated document (from 0), None for a text file; `file` names the source of generated ones.
     """
 
     file: str
@@ -77,34 +78,34 @@ class Reject(NamedTuple):
     reason: str
 
 
-def plan_parts(
-    sources: Sequence[PathSource | NeedlesSource], target_bytes: int, documents: int = 256
-) -> list[CorpusPart]:
-    """Cuts `sources` into parts, in order, of about `target_bytes` of text or `documents` generated
-    documents.
+def plan_parts(sources: Sequence[AnySource], target_bytes: int, documents: int = 256) -> list[CorpusPart]:
+    """Cuts `sources` into parts, in order, of about `target_bytes` of text or so many generated `documents`.
 
     The cuts never show in the result: parts are put together again in this order. Compressed files are not
     cut, nor are `.json` files.
     """
     parts: list[CorpusPart] = []
     for ordinal, source in enumerate(sources):
-        if isinstance(source, NeedlesSource):
+        if isinstance(source, PathSource):
+            parts += _file_parts(ordinal, source, target_bytes)
+        else:
             starts = range(0, source.documents, documents)
             parts += [CorpusPart(ordinal, (), at, min(at + documents, source.documents)) for at in starts]
-        else:
-            parts += _file_parts(ordinal, source, target_bytes)
     return parts
 
 
-def read_part(source: PathSource | NeedlesSource, part: CorpusPart, seed: int) -> Iterator[Document | Reject]:
-    """Yields the documents of `part` in order; `seed` is for generated ones.
+def read_part(
+    source: AnySource, part: CorpusPart, seed: int, tokenizer: Tokenizer
+) -> Iterator[Document | Reject]:
+    """Yields the documents of `part` in order; `seed` is for generated ones, `tokenizer` measures them.
 
     Raises:
         EspanError: a file is missing, corrupt, or not in the format that its ending says.
     """
-    if isinstance(source, NeedlesSource):
+    if not isinstance(source, PathSource):
+        text = generator(source, seed, tokenizer)
         for index in range(part.start, part.stop or 0):
-            yield Document(needle_document(source.needles, seed=seed, index=index))
+            yield _document_or_reject(lambda: Document(text(index)), label_of(source), index)  # noqa: B023
         return
     for file in part.files:
         try:

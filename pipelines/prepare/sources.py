@@ -8,7 +8,8 @@ from pipelines.errors import InvalidKeyError
 from pipelines.prepare.decompress import HEAD_BYTES
 from pipelines.prepare.formats import endings, kind_of
 from pipelines.recipe.keys.needles import NEEDLES
-from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, PrepareKeys, Source
+from pipelines.recipe.keys.prepare import AnySource, NeedlesSource, PathSource, PrepareKeys
+from pipelines.recipe.keys.ruler import RULER
 from pipelines.system.lfs_pointers import LARGEST_POINTER, is_git_lfs_pointer
 from pipelines.system.listing import Listing, PassedOver, list_files
 from pipelines.system.streams import first_bytes
@@ -17,9 +18,11 @@ _NAMED = 5  # how many of those passed over are named
 UNKNOWN_ENDING = "its ending is not known"
 
 
-def label_of(source: Source) -> str:
-    """Returns what manifests call a source: its path as the recipe has it, or `needles`."""
-    return NEEDLES if isinstance(source, NeedlesSource) else printable(source.written.path)
+def label_of(source: AnySource) -> str:
+    """Returns what manifests call a source: its path as the recipe has it, or `needles`, or `ruler`."""
+    if isinstance(source, PathSource):
+        return printable(source.written.path)
+    return NEEDLES if isinstance(source, NeedlesSource) else RULER
 
 
 def files_of(source: PathSource) -> list[str]:

@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from pipelines.prepare.parts import PartSummary, part_file, read_summary, write_array, write_summary
 from pipelines.prepare.read import CorpusPart, Document, Reject, read_part
-from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
+from pipelines.recipe.keys.prepare import AnySource
 from pipelines.system import storage
 from pipelines.system.streams import atomic_stream
 
@@ -39,7 +39,7 @@ class TokenizeTask:
     index: int
     key: str
     part: CorpusPart
-    source: PathSource | NeedlesSource
+    source: AnySource
     seed: int
     work: str
 
@@ -66,7 +66,7 @@ def tokenize_part(
     rejects: list[Reject] = []
     encodings: Counter[str] = Counter()
     lengths: list[int] = []
-    documents = _usable_texts(read_part(task.source, task.part, task.seed), rejects, encodings)
+    documents = _usable_texts(read_part(task.source, task.part, task.seed, tokenizer), rejects, encodings)
     with atomic_stream(part_file(task.work, task.index, "tokens")) as stream:
         for tokens in encode_documents(tokenizer, documents):
             before = [] if bos is None else [bos]

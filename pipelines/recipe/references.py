@@ -7,7 +7,7 @@ import re
 from pipelines.errors import InvalidKeyError, nearest
 
 BUILTIN_PREFIX = "builtin:"
-BUILTIN_NAMES = ("tiny",)
+BUILTIN_NAMES = ("tiny", "ruler-tiny")
 MAIN_REVISION = "main"
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import EspanError
@@ -20,7 +19,7 @@ from pipelines.ruler.fill import SLACK, DoesNotFitError, Filled, Haystack, fill
 from pipelines.ruler.prompts import Prompt
 from pipelines.ruler.tasks import answer_tokens
 from pipelines.ruler.tokens import encode, prompt_text
-from pipelines.ruler.variables import EXAMPLE_TOKENS, solved_example
+from pipelines.ruler.variables import EXAMPLE_TOKENS, longest_example
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -108,14 +107,8 @@ class _Maker:
     def _solved_example(self) -> str:
         """The example of variable tracking: with all the noise that its own length has room for."""
         room = EXAMPLE_TOKENS - answer_tokens(self.task)
-
-        def example(lines: int) -> str:
-            return solved_example(lines, draws_of(self.seed, self.task, self.length, "example"))
-
-        def fits(lines: int) -> bool:
-            return len(encode(self.tokenizer, example(lines))["input_ids"]) <= room
-
-        return example(next(lines for lines in count(1) if not fits(lines + 1)))
+        draws = partial(draws_of, self.seed, self.task, self.length, "example")
+        return longest_example(draws, lambda text: len(encode(self.tokenizer, text)["input_ids"]) <= room)
 
 
 def _depth(filled: Filled) -> float | None:

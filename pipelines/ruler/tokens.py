@@ -23,10 +23,16 @@ def prompt_text(task: RulerTask, prompt_input: str, gen_prefix: str) -> str:
     return f"{prompt_input}{delimiter(task)}{gen_prefix}"
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> BatchEncoding:
-    """Returns the tokens of a text, those that begin or end any text included, and their characters."""
+def encode(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool = True) -> BatchEncoding:
+    """Returns the tokens of a text and their characters; `special`: those that begin or end any text too."""
     # Not verbose: else a text longer than the model's usual context gives a warning.
-    return tokenizer(text, return_attention_mask=False, return_offsets_mapping=True, verbose=False)
+    return tokenizer(
+        text,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
 
 
 def unknown_share(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import string
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import count, pairwise
 
 from pipelines.ruler.draws import Draws
 from pipelines.ruler.needles import NOISE
@@ -40,6 +41,17 @@ def solved_example(size: float, draws: Draws) -> str:
     """Returns a problem among `size` lines of noise, at least one, and its answer."""
     text, prefix, variables = _problem(size, draws, _LETTERS_OF_EXAMPLE)
     return f"{text}{prefix} {' '.join(variables)}\n\n"
+
+
+def longest_example(draws: Callable[[], Draws], fits: Callable[[str], bool]) -> str:
+    """Returns the solved example with all the noise with which it `fits`, at least one line.
+
+    Args:
+        draws: gives the same state at every call.
+        fits: says of an example whether there is room for it.
+    """
+    lines = next(lines for lines in count(1) if not fits(solved_example(lines + 1, draws())))
+    return solved_example(lines, draws())
 
 
 def _problem(size: float, draws: Draws, letters: int) -> tuple[str, str, list[str]]:

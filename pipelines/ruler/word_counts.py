@@ -52,7 +52,7 @@ def common_words_prompt(length: int, size: float, draws: Draws) -> Prompt:
     few = length < _LONG
     example, example_answer = _word_list(20 if few else 40, (3, 1) if few else (10, 3), draws)
     context, answer = _word_list(size, (6, 1) if few else (30, 3), draws)
-    solved = f"{_COMMON_TEMPLATE.format(context=example)} {_COMMON_ANSWER}{_numbered(example_answer)}"
+    solved = f"{_COMMON_TEMPLATE.format(context=example)} {_COMMON_ANSWER}{numbered(example_answer)}"
     return Prompt(_COMMON_TEMPLATE.format(context=context), _COMMON_ANSWER, answer, input_example=solved)
 
 
@@ -80,10 +80,11 @@ def _word_list(size: float, repeats: tuple[int, int], draws: Draws) -> tuple[str
     common, others = words[:COMMON], words[COMMON:]
     listed = common * repeats[0] + others * repeats[1]
     draws.order.shuffle(listed)
-    return _numbered([*listed, rest] if rest else listed), common
+    return numbered([*listed, rest] if rest else listed), common
 
 
-def _numbered(words: Sequence[str]) -> str:
+def numbered(words: Sequence[str]) -> str:
+    """Returns the words as a list, numbered from 1, on one line."""
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, start=1))
 
 

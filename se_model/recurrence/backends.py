@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -63,6 +64,14 @@ class Library:
     initial_state: bool = True
     limits: tuple[tuple[str, Callable[[int], bool], str], ...] = ()
 
+    @property
+    def origin(self) -> str:
+        """The package with its version, as far as it is known."""
+        try:
+            return f"package {self.package} {version(self.package)}"
+        except PackageNotFoundError:  # importable without being installed, or by a part of it
+            return f"package {self.package}"
+
     def refusal(self, request: Request) -> str | None:
         """Why it cannot serve the request; None if it can."""
         if request.device != "cuda":
@@ -115,6 +124,6 @@ def _resolve(kind: Recurrence, wish: str, request: Request) -> str:
     if wish == "library" and reason is not None:
         raise ValueError(f'backend {wish!r} of {kind.name} {reason}; choose another or "auto"')
     name = "library" if reason is None else "chunked"
-    why = f"{kind.library.package} serves it" if reason is None else f"library {reason}"
+    why = f"{kind.library.origin} serves it" if reason is None else f"library {reason}"
     logger.info("%s runs on backend %s for %s: %s", kind.name, name, request, why)
     return name

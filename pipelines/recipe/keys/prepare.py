@@ -10,6 +10,7 @@ from pipelines.errors import InvalidKeyError
 from pipelines.recipe.encodings import known_encoding
 from pipelines.recipe.keys.common import BosKey, Packing
 from pipelines.recipe.keys.needles import NeedleDocuments
+from pipelines.recipe.keys.ruler import RulerDocuments
 from pipelines.recipe.keys.section import Section, StageKeys
 from pipelines.recipe.path_keys import TOKENIZER, NotEmpty, Path
 from pipelines.recipe.references import builtin_name, is_builtin
@@ -66,15 +67,39 @@ class NeedlesSource(Section):
     weight: Weight = None
 
 
+class RulerSource(Section):
+    """Generated documents: prompts of RULER's tasks, each with the right answer behind it.
+
+    The documents differ from those of every other source and stage of the recipe, whatever their settings,
+    and from the prompts that evaluations give.
+
+    Attributes:
+        ruler: what a document looks like.
+        documents: how many to generate; of one that cannot be made so short as asked for, a line is left in
+            `rejects.jsonl` instead.
+        weight: this source's share of all drawn tokens; see `sources`.
+    """
+
+    ruler: RulerDocuments
+    documents: Annotated[int, Field(ge=1)]
+    weight: Weight = None
+
+
 def _kind(value: Any) -> str:
-    is_needles = "needles" in value if isinstance(value, dict) else isinstance(value, NeedlesSource)
-    return "needles source" if is_needles else "path source"
+    for key, source in (("needles", NeedlesSource), ("ruler", RulerSource)):
+        if key in value if isinstance(value, dict) else isinstance(value, source):
+            return f"{key} source"
+    return "path source"
 
 
 Source = Annotated[
-    Annotated[PathSource, Tag("path source")] | Annotated[NeedlesSource, Tag("needles source")],
+    Annotated[PathSource, Tag("path source")]
+    | Annotated[NeedlesSource, Tag("needles source")]
+    | Annotated[RulerSource, Tag("ruler source")],
     Discriminator(_kind),
 ]
+AnySource = PathSource | NeedlesSource | RulerSource
+"""A source, whatever it is made of."""
 
 
 class PrepareKeys(StageKeys):
@@ -138,3 +163,8 @@ class PrepareKeys(StageKeys):
     def path_sources(self) -> dict[int, PathSource]:
         """The sources that are files, by their ordinals."""
         return {i: source for i, source in enumerate(self.sources) if isinstance(source, PathSource)}
+
+    @property
+    def ruler_sources(self) -> dict[int, RulerSource]:
+        """The sources of RULER's documents, by their ordinals."""
+        return {i: source for i, source in enumerate(self.sources) if isinstance(source, RulerSource)}

@@ -21,10 +21,14 @@ NeedleTask = Literal[
     "niah_multivalue",
     "niah_multiquery",
 ]
+CountTask = Literal["vt", "cwe", "fwe"]
 QuestionTask = Literal["qa_squad", "qa_hotpot"]
-RulerTask = NeedleTask | Literal["vt", "cwe", "fwe"] | QuestionTask
+RulerTask = NeedleTask | CountTask | QuestionTask
 
-RULER_TASKS: tuple[RulerTask, ...] = (*get_args(NeedleTask), "vt", "cwe", "fwe")
+RULER = "ruler"
+"""What manifests call a source of documents of these tasks."""
+
+RULER_TASKS: tuple[NeedleTask | CountTask, ...] = (*get_args(NeedleTask), *get_args(CountTask))
 """The eleven tasks whose mean the paper reports; questions (`qa_...`) need data that is not shipped."""
 
 RULER_GROUPS: dict[RulerTask, str] = {
@@ -43,6 +47,27 @@ RULER_GROUPS: dict[RulerTask, str] = {
     "qa_hotpot": "QA",
 }
 """The group under which the paper reports a task (appendix I); it leaves the questions out."""
+
+
+class RulerDocuments(Section):
+    """What a training document looks like: a prompt of RULER's, and the right answer behind it.
+
+    Attributes:
+        tokens: length of a document in tokens, its answer included; documents are up to 1% shorter.
+        tasks: RULER's tasks, which take turns. Questions (`qa_...`) are not among them: there is one file of
+            each, the one that evaluations ask from.
+        essays: a folder of text files (`*.txt`), the text between needles; default: the four messages of
+            Lincoln's that evaluations take as well.
+    """
+
+    tokens: Annotated[int, Field(ge=64)]
+    tasks: Annotated[tuple[NeedleTask | CountTask, ...], Field(min_length=1)] = RULER_TASKS
+    essays: Annotated[str | None, Reference()] = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_repetition(cls, tasks: tuple[Any, ...]) -> tuple[Any, ...]:
+        return distinct(tasks)
 
 
 class RulerSection(Section):

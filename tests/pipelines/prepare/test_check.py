@@ -71,6 +71,28 @@ def refusal(corpus: Path, write_recipe: WriteRecipe) -> Callable[[str, str], str
         ("[{path: CORPUS}]", "[]", ":6: stages.corpus.prepare.sources: needs at least one source"),
         ("{path: CORPUS}", "{needles: {tokens: 64}, documents: 0}", "sources.0.documents: "),
         ("{path: CORPUS}", "{needles: {tokns: 64}, documents: 1}", "did you mean 'tokens'?"),
+        ("{path: CORPUS}", "{ruler: {tokens: 700, tasks: [vtt]}, documents: 1}", "sources.0.ruler.tasks.0: "),
+        (
+            "{path: CORPUS}",
+            "{ruler: {tokens: 700, tasks: [qa_squad]}, documents: 1}",
+            "sources.0.ruler.tasks",
+        ),
+        ("{path: CORPUS}", "{ruler: {tokens: 700, tasks: [vt, vt]}, documents: 1}", "vt is given twice"),
+        (
+            "{path: CORPUS}",
+            "{ruler: {tokens: 700, tasks: [fwe]}, documents: 1}",
+            "% of the prompts' words are unknown to the tokenizer",
+        ),
+        (
+            "{path: CORPUS}",
+            "{ruler: {tokens: 700, essays: CORPUS/none}, documents: 1}",
+            "/corpus/none: no such folder",
+        ),
+        (
+            "[{path: CORPUS}]\n      tokenizer: builtin:tiny",
+            "[{ruler: {tokens: 300, tasks: [fwe, cwe]}, documents: 9}]\n      tokenizer: builtin:ruler-tiny",
+            "sources.0.ruler: RULER's cwe has no documents of 300 tokens with this",
+        ),
         (
             "[{path: CORPUS}]",
             "[{path: CORPUS, weight: 0.7}, {path: CORPUS}]",

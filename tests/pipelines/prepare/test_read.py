@@ -15,8 +15,9 @@ from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.prepare.read import Document, Reject, plan_parts, read_part
 from pipelines.prepare.sources import files_of
 from pipelines.recipe.keys.needles import NeedleDocuments
-from pipelines.recipe.keys.prepare import NeedlesSource, PathSource
-from tests.pipelines.prepare.reading import read, reasons, texts
+from pipelines.recipe.keys.prepare import NeedlesSource, PathSource, RulerSource
+from pipelines.recipe.keys.ruler import RulerDocuments
+from tests.pipelines.prepare.reading import TOKENIZER, read, reasons, texts
 
 
 @pytest.fixture
@@ -140,10 +141,27 @@ def test_files_of_unknown_ending_are_passed_over_in_folders_and_refused_alone(tm
         files_of(PathSource(path=str(tmp_path / "*.jsonl")))
 
 
-def test_generated_documents_are_those_of_their_seed_whatever_the_parts() -> None:
-    source = NeedlesSource(needles=NeedleDocuments(tokens=128, needles=2, questions=1), documents=7)
+@pytest.mark.parametrize(
+    "source",
+    [
+        NeedlesSource(needles=NeedleDocuments(tokens=128, needles=2, questions=1), documents=7),
+        RulerSource(ruler=RulerDocuments(tokens=300, tasks=("niah_single_1", "fwe")), documents=7),
+    ],
+    ids=["needles", "ruler"],
+)
+def test_generated_documents_are_those_of_their_seed_whatever_the_parts(
+    source: NeedlesSource | RulerSource,
+) -> None:
     found = texts(read(source))
     (whole,) = plan_parts([source], 1, documents=100)
-    assert found == texts(list(read_part(source, whole, seed=1)))
+    assert found == texts(list(read_part(source, whole, 1, TOKENIZER)))
     assert len(set(found)) == 7
-    assert found != texts(list(read_part(source, whole, seed=2)))
+    assert found != texts(list(read_part(source, whole, 2, TOKENIZER)))
+
+
+def test_a_generated_document_that_cannot_be_so_short_is_rejected_with_its_index() -> None:
+    source = RulerSource(ruler=RulerDocuments(tokens=128, tasks=("niah_single_1", "vt")), documents=5)
+    found = read(source)
+    assert len(texts(found)) == 3
+    assert [index for index, _ in reasons(found)] == [1, 3]
+    assert all("RULER's vt" in reason and "ask for as many or more" in reason for _, reason in reasons(found))

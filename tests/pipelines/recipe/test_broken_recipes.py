@@ -26,7 +26,7 @@ PROBLEMS = {
     ),
     "unknown-model": (
         "15: stages.tuned.train.model: nothing called 'builtin:tniy' ships with the package "
-        "(known: builtin:tiny); did you mean 'builtin:tiny'?"
+        "(known: builtin:tiny, builtin:ruler-tiny); did you mean 'builtin:tiny'?"
     ),
     "unknown-stage": (
         "14: stages.tuned.train.data: 'corpse' is neither an earlier stage nor a path that exists; "

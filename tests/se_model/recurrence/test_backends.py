@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from se_model import SpanConfig, attach
 from se_model.attach.mixers import recurrences_of
 from se_model.recurrence import CONVOLUTION, GATED_DELTA, MAMBA1, MAMBA2, CausalConv1d, Recurrence
-from se_model.recurrence.backends import Request
+from se_model.recurrence.backends import Library, Request
 from se_model.recurrence.gated_delta.operator import delta_rule
 from se_model.recurrence.mamba2.operator import ssd
 from se_model.recurrence.selective_scan.operator import scan
@@ -87,6 +88,19 @@ def test_the_choice_is_logged_with_its_reason(kind: Recurrence, caplog: pytest.L
     assert kind.resolve("auto", Request("cpu", torch.float32, sizes=sizes)) == "chunked"
     assert f"{kind.name} runs on backend chunked" in caplog.text
     assert "library runs on cuda, not on cpu" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("package", "origin"),
+    [("torch", f"package torch {version('torch')}"), ("no-such-package", "package no-such-package")],
+)
+def test_the_log_says_where_kernels_come_from(
+    package: str, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    there = replace(MAMBA2, library=Library(package, installed=lambda: True))
+    assert there.resolve("auto", Request("cuda", torch.bfloat16)) == "library"
+    assert f"runs on backend library for {Request('cuda', torch.bfloat16)}: {origin} serves it" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
