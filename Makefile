@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types contracts infra bench gpu miniature clean
+.PHONY: help run test browser check lint types contracts infra bench gpu miniature clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -13,8 +13,11 @@ help:  ## show this list
 run: $(VENV)/.installed  ## install, then run the quickstart: corpus to scores to export, on this machine
 	$(BIN)/espan run pipelines/recipes/quickstart.yaml
 
-test: $(VENV)/.installed-dev $(VENV)/kernels/.installed  ## run the tests in two processes, of which one starts clusters
+test: $(VENV)/.installed-dev $(VENV)/kernels/.installed browser  ## run the tests in two processes, of which one starts clusters
 	$(BIN)/python -m pytest -q --numprocesses 2
+
+browser: $(VENV)/.installed-dev  ## a Chromium for the tests of report pages, unless there is one
+	bash tests/browser.sh $(BIN)/python
 
 check: lint types contracts infra test  ## everything CI runs: lint, types, import contracts, Terraform, tests
 

@@ -18,15 +18,9 @@ from rich.text import Text
 from pipelines.errors import EspanError
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.scores import Comparison, Difference, Evaluated
+    from pipelines.evaluate.scores import Comparison, Evaluated
 
 FORMAT = "espan-comparison/1"
-CAPTION = (
-    "95% intervals of the difference by bootstrap over pairs of prompts; better and worse are differences "
-    "that remain with Holm's correction for all rows shown."
-)
-_NUMBERS = range(1, 7)
-"""Columns that are set to the right."""
 
 
 def compare(
@@ -46,6 +40,7 @@ def compare(
 ) -> None:
     """Compare evaluations of the same prompts, and say which differences are real."""
     from pipelines.evaluate.scores import compare as compared
+    from pipelines.report.differences_text import CAPTION
 
     baseline, *others = evaluations(runs)
     comparisons = compared(baseline, others)
@@ -77,12 +72,14 @@ def evaluations(runs: Sequence[str]) -> list[Evaluated]:
 
 def as_markdown(comparison: Comparison) -> str:
     """Returns the table of a comparison below its heading."""
-    columns = _columns(comparison)
-    rule = ["---:" if index in _NUMBERS else "---" for index in range(len(columns))]
-    lines = [columns, rule, *map(_cells, comparison.rows)]
+    from pipelines.report.differences_text import NUMERIC, cells_of, columns_of, left_out
+
+    columns = columns_of(comparison)
+    rule = ["---:" if index in NUMERIC else "---" for index in range(len(columns))]
+    lines = [columns, rule, *map(cells_of, comparison.rows)]
     table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
     parts = [f"## {comparison.label} against {comparison.baseline}", *([table] if comparison.rows else [])]
-    return "\n\n".join([*parts, *_left_out(comparison)])
+    return "\n\n".join([*parts, *left_out(comparison)])
 
 
 def as_json(
@@ -145,28 +142,15 @@ def _nothing_in_common(comparisons: Sequence[Comparison]) -> str:
     return f"{first.baseline} and {first.label} share no prompt: {why}; evaluate both on the same prompts"
 
 
-def _left_out(comparison: Comparison) -> list[str]:
-    """Returns sentences about the prompts that are not compared."""
-    sentences = []
-    if not comparison.rows:
-        sentences.append("No prompt in common.")
-    if comparison.unequal:
-        sentences.append(
-            f"Not compared: {comparison.unequal:,} prompts that differ between the two although they stand "
-            "at the same place (another seed, tokenizer or data)."
-        )
-    if comparison.unmatched:
-        sentences.append(f"Not compared: {comparison.unmatched:,} prompts that only one of the two has.")
-    return sentences
-
-
 def _print(comparison: Comparison) -> None:
+    from pipelines.report.differences_text import NUMERIC, cells_of, columns_of, left_out
+
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(_columns(comparison)):
-        table.add_column(Text(column), justify="right" if index in _NUMBERS else "left")
+    for index, column in enumerate(columns_of(comparison)):
+        table.add_column(Text(column), justify="right" if index in NUMERIC else "left")
     for row in comparison.rows:
-        *cells, verdict = _cells(row)
+        *cells, verdict = cells_of(row)
         colour = {"better": "green", "worse": "red"}.get(verdict, "")
         table.add_row(
             *map(Text, cells), Text(verdict, style=colour), style="bold" if row.task is None else None
@@ -175,37 +159,6 @@ def _print(comparison: Comparison) -> None:
         console.print(table)
     print(f"{comparison.label} against {comparison.baseline}")
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-    for sentence in _left_out(comparison):
+    for sentence in left_out(comparison):
         print(sentence)
     print()
-
-
-def _columns(comparison: Comparison) -> list[str]:
-    compared = [comparison.baseline, comparison.label]
-    return ["", "length", "prompts", *compared, "difference", "95% interval", "verdict"]
-
-
-def _cells(row: Difference) -> list[str]:
-    share = row.measure in ("recall", "ruler")
-    number = (lambda value: f"{value:.1%}") if share else (lambda value: f"{value:.4g}")
-    signed = (lambda value: f"{100 * value:+.1f}") if share else (lambda value: f"{value:+.3g}")
-    return [
-        _what(row),
-        "" if row.length is None else f"{row.length:,}",
-        f"{row.prompts:,}",
-        number(row.baseline),
-        number(row.value),
-        signed(row.difference) + (" points" if share else ""),
-        f"{signed(row.interval.low)} to {signed(row.interval.high)}",
-        row.verdict,
-    ]
-
-
-def _what(row: Difference) -> str:
-    if row.task is None:
-        named = f"{row.group}, mean" if row.group else "mean of all tasks"
-        return f"{row.measure}: {named}"
-    if row.measure == "perplexity":
-        return "perplexity: loss, nats per token"
-    metric = f", {row.metric}" if row.measure == "harness" else ""
-    return f"{row.measure}: {row.task}{metric}"

@@ -48,7 +48,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One task, or the mean of all."""
+    """One task, depth or layer, or the mean of several, which is set apart."""
 
     label: str
     cells: Sequence[HeatCell]
@@ -57,26 +57,32 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Fractions by task and length, from 0 to 1."""
+    """Fractions from 0 to 1, by task, depth or layer and by `columns`, such as lengths.
+
+    `corner` says what the rows are; `folded` leaves the map closed until someone opens it.
+    """
 
     kind: ClassVar[str] = "heat"
     title: str
     note: str
-    lengths: Sequence[str]
+    columns: Sequence[str]
     rows: Sequence[HeatRow]
+    corner: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """Cells as text; a total is set apart."""
+    """Cells as text; a total is set apart. `tone`, "good" or "bad", gives the last cell its colour."""
 
     cells: Sequence[str]
     total: bool = False
+    tone: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; `numeric` names the columns that are set to the right."""
+    """A titled table; `numeric` names the columns that are set to the right, `folded` as in `HeatMap`."""
 
     kind: ClassVar[str] = "table"
     columns: Sequence[str]
@@ -84,6 +90,7 @@ class Table:
     title: str = ""
     note: str = ""
     numeric: Sequence[int] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,10 @@ class Row:
 
 @dataclass(frozen=True)
 class HeatScale:
-    """What the colours of the heat maps above mean."""
+    """What the colours of the heat maps above mean: 0% to 100% of `what`."""
 
     kind: ClassVar[str] = "scale"
+    what: str
 
 
 @dataclass(frozen=True)

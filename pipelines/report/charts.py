@@ -17,7 +17,8 @@ from pipelines.statistics import Interval
 
 _INK, _GRID, _SURFACE = (STAND_INS[name] for name in ("ink-2", "grid", "surface"))
 _MOST_POINTS = 400
-_SIZES = {"wide": (9.4, 3.1), "half": (4.6, 2.7), "third": (2.75, 1.9)}
+# Width and height in inches, and the size of texts in points, legible also on a phone.
+_SIZES = {"wide": (9.4, 3.1, 9.5), "half": (4.6, 2.7, 10.0), "third": (2.75, 1.9, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class Series:
     colour: int = 1
 
 
-def by_length(series: Sequence[Series], *, label: str, fraction: bool = False, size: str = "half") -> str:
+def by_length(
+    series: Sequence[Series],
+    *,
+    label: str,
+    fraction: bool = False,
+    difference: bool = False,
+    size: str = "half",
+) -> str:
     """Returns an SVG of values against context length on a logarithmic axis, with a marker for each.
 
-    `label` describes the chart to a screen reader; `fraction` fixes the vertical axis to 0..1.
+    `label` describes the chart to a screen reader; `fraction` fixes the vertical axis to 0..1, `difference`
+    shows differences of fractions in points around a line at zero.
     """
     figure, axes = _canvas(size)
     for each in series:
@@ -71,12 +80,35 @@ def by_length(series: Sequence[Series], *, label: str, fraction: bool = False, s
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.margins(x=0.06)
     axes.set_xlabel("context, tokens")
-    if fraction:
+    if difference:
+        axes.axhline(0, color=_INK, linewidth=0.9, zorder=2)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if value else "0")
+        )
+    elif fraction:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     else:
         _plain_y(axes)
+    return themed_svg(figure, label)
+
+
+def by_position(series: Sequence[Series], *, label: str, size: str = "wide") -> str:
+    """Returns an SVG of values against the position in a text, with a band for the intervals."""
+    figure, axes = _canvas(size)
+    for each in series:
+        axes.plot(each.x, each.y, color=_colour(each), linewidth=1.9, zorder=3 + each.colour)
+        if each.intervals is not None:
+            low, high = zip(*((interval.low, interval.high) for interval in each.intervals), strict=True)
+            axes.fill_between(each.x, low, high, color=_colour(each), alpha=0.18, linewidth=0, zorder=2)
+    axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("position in the text, tokens")
+    _plain_y(axes)
     return themed_svg(figure, label)
 
 
@@ -109,7 +141,8 @@ def _colour(series: Series) -> str:
 
 
 def _canvas(size: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZES[size], layout="constrained")
+    width, height, points = _SIZES[size]
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -119,9 +152,9 @@ def _canvas(size: str) -> tuple[Figure, Axes]:
     axes.spines["bottom"].set_color(_GRID)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9, length=0, pad=6)
+    axes.tick_params(colors=_INK, labelsize=points, length=0, pad=6)
     axes.xaxis.label.set_color(_INK)
-    axes.xaxis.label.set_fontsize(9)
+    axes.xaxis.label.set_fontsize(points)
     return figure, axes
 
 

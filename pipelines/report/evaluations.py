@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.evaluate.scores import Scores
+from pipelines.errors import EspanError
+from pipelines.evaluate.scores import Comparison, Difference, Evaluated, Scores, TaskMeasure, compare
 from pipelines.report.records import RunRecord
 from pipelines.report.text import words
 
@@ -18,11 +19,13 @@ class Evaluation:
         stage: its name.
         scores: what it wrote.
         colour: index of its `--series-N` variable.
+        path: its folder.
     """
 
     stage: str
     scores: Scores
     colour: int
+    path: str
 
     @property
     def label(self) -> str:
@@ -45,9 +48,53 @@ def evaluations(run: RunRecord) -> list[Evaluation]:
     ordered = sorted(stages, key=lambda stage: stage is not baseline)
     first_colour = 0 if baseline else 1
     return [
-        Evaluation(stage.name, Scores.read(stage.path), first_colour + position)
+        Evaluation(stage.name, Scores.read(stage.path), first_colour + position, stage.path)
         for position, stage in enumerate(ordered)
     ]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The evaluations that could be paired with the first, prompt by prompt.
+
+    Attributes:
+        comparisons: one for each, labelled by its stage.
+        problem: why an evaluation could not be compared; empty if all could.
+    """
+
+    comparisons: Sequence[Comparison]
+    problem: str = ""
+
+    @classmethod
+    def of(cls, found: Sequence[Evaluation]) -> Pairs:
+        """Compares all but the first of `found` with the first."""
+        if len(found) < 2:
+            return cls(())
+        evaluated, problem = [], ""
+        for each in found:
+            try:
+                evaluated.append(Evaluated.read(each.path, each.stage))
+            except EspanError as error:  # of an earlier version, say: the page shows the rest
+                problem = str(error)
+                if each is found[0]:
+                    return cls((), problem)
+        baseline, *others = evaluated
+        comparisons = [comparison for comparison in compare(baseline, others) if comparison.rows]
+        return cls(comparisons, problem)
+
+    def mean_difference(self, stage: str, measure: TaskMeasure, length: int) -> Difference | None:
+        """How `stage` differs from the first in the mean over tasks; None where that is not known."""
+        found = (row for each in self.comparisons if each.label == stage for row in mean_rows(measure, each))
+        return next((row for row in found if row.length == length), None)
+
+
+def mean_rows(measure: TaskMeasure, comparison: Comparison) -> list[Difference]:
+    """The rows over all tasks by ascending length; of a length with one task, that task's."""
+    rows = [row for row in comparison.rows if row.measure == measure and row.length is not None]
+    over_all = [row for row in rows if row.task is None and row.group is None]
+    known = {row.length for row in over_all}
+    alone = [row for row in rows if row.length not in known and row.task is not None]
+    return sorted([*over_all, *alone], key=lambda row: row.length or 0)
 
 
 @dataclass(frozen=True)
@@ -76,10 +123,15 @@ class Outcome:
         return cls(found[0], max(found[1:], key=_rank), True)
 
 
+def headline_measure(scores: Scores) -> TaskMeasure | None:
+    """Returns the measure that the summary speaks of: RULER, or else the probes; None if there is neither."""
+    return next((measure for measure in ("ruler", "recall") if scores.lengths(measure)), None)
+
+
 def _rank(each: Evaluation) -> tuple[float, float]:
-    """Orders evaluations by recall and then by perplexity, each at the greatest length."""
+    """Orders evaluations by what the summary speaks of, then by perplexity, each at the greatest length."""
     scores = each.scores
-    lengths = scores.lengths("recall")
-    recall = scores.mean_at("recall", lengths[-1]) if lengths else None
+    measure = headline_measure(scores)
+    mean = scores.mean_at(measure, scores.lengths(measure)[-1]) if measure else None
     perplexity = max(scores.perplexity, key=lambda score: score.length).loss if scores.perplexity else 0.0
-    return (recall.value if recall else 0.0, -perplexity)
+    return (mean.value if mean else 0.0, -perplexity)

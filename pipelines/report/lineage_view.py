@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 
 from pipelines.report.blocks import Code, Row, Section, Table, TableRow
+from pipelines.report.evaluations import Evaluation
+from pipelines.report.harness_view import throughput_table
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.text import compact, duration
 from pipelines.system.machine import bytes_text
@@ -44,8 +48,8 @@ def recipe_section(run: RunRecord) -> Section:
     return Section("recipe", "Recipe", text, [Row([Code(written.strip())])])
 
 
-def environment_section(run: RunRecord) -> Section:
-    """Versions, code and machine of the last stage."""
+def environment_section(run: RunRecord, found: Sequence[Evaluation]) -> Section:
+    """Versions, code and machine of the last stage, and how fast evaluations were."""
     record = run.latest
     code = ", ".join(f"{name} {value}" for name, value in record["code"].items())
     machine = record["machine"]
@@ -55,7 +59,9 @@ def environment_section(run: RunRecord) -> Section:
     rows = [TableRow(["code", code]), TableRow(["machine", described])]
     rows += [TableRow([name, record["versions"][name]]) for name in _DECISIVE if name in record["versions"]]
     note = f"Versions of all {len(record['versions'])} packages lie in every stage's stage.json."
-    return Section("environment", "Environment", note, [Row([Table(["", ""], rows)])])
+    speeds = throughput_table(found)
+    blocks = [Row([Table(["", ""], rows)]), *([Row([speeds])] if speeds else [])]
+    return Section("environment", "Environment", note, blocks)
 
 
 def subtitle(run: RunRecord) -> str:

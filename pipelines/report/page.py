@@ -6,9 +6,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipelines.report import lineage_view, outputs_view, scores_view, summary_view, training_view
-from pipelines.report.evaluations import evaluations
+from pipelines.report import lineage_view, outputs_view, summary_view, training_view
+from pipelines.report.differences_view import differences_section
+from pipelines.report.evaluations import Pairs, evaluations
+from pipelines.report.harness_view import harness_section
+from pipelines.report.perplexity_view import perplexity_section
 from pipelines.report.records import RunRecord
+from pipelines.report.retrieval_view import retrieval_section
+from pipelines.report.tasks_view import tasks_section
 
 _FOLDER = Path(__file__).parent
 
@@ -16,16 +21,21 @@ _FOLDER = Path(__file__).parent
 def render(run: RunRecord) -> str:
     """Returns the page of a run."""
     found = evaluations(run)
+    pairs = Pairs.of(found)
     sections = [
-        scores_view.recall_section(found),
-        scores_view.perplexity_section(found),
+        tasks_section("ruler", found),
+        tasks_section("recall", found),
+        perplexity_section(found),
+        harness_section(found),
+        differences_section(found, pairs),
+        retrieval_section(found),
         training_view.section(run),
         *outputs_view.other_sections(run),
         outputs_view.data_section(run),
         outputs_view.export_section(run),
         lineage_view.lineage_section(run),
         lineage_view.recipe_section(run),
-        lineage_view.environment_section(run),
+        lineage_view.environment_section(run, found),
     ]
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -37,8 +47,8 @@ def render(run: RunRecord) -> str:
     return environment.get_template("page.html.j2").render(
         run={"name": run.recipe["name"], "subtitle": lineage_view.subtitle(run)},
         summary={
-            "lead": summary_view.lead(found),
-            "tiles": [*summary_view.tiles(found), *training_view.tiles(run)],
+            "lead": summary_view.lead(found, pairs),
+            "tiles": [*summary_view.tiles(found, pairs), *training_view.tiles(run)],
         },
         sections=[section for section in sections if section is not None],
         style=(_FOLDER / "style.css").read_text(encoding="utf-8"),

@@ -3,55 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from pipelines.evaluate.scores import Mean
+from pipelines.evaluate.scores import Mean, TaskMeasure
 from pipelines.report.blocks import Tile
-from pipelines.report.evaluations import Evaluation, Outcome
+from pipelines.report.evaluations import Evaluation, Outcome, Pairs, headline_measure
 from pipelines.report.text import between, change, count, percent, points
 
+_NAMES: Mapping[TaskMeasure, str] = {"recall": "Recall", "ruler": "RULER score"}
 
-def tiles(found: Sequence[Evaluation]) -> list[Tile]:
-    """Recall and perplexity at the greatest length, and how they changed."""
+
+def tiles(found: Sequence[Evaluation], pairs: Pairs) -> list[Tile]:
+    """Recall or RULER's score, and perplexity at the greatest length, and how they changed."""
     outcome = Outcome.of(found)
     if outcome is None:
         return []
-    return [tile for tile in (_recall_tile(outcome), _perplexity_tile(outcome)) if tile]
+    return [tile for tile in (_task_tile(outcome, pairs), _perplexity_tile(outcome)) if tile]
 
 
-def lead(found: Sequence[Evaluation]) -> str:
+def lead(found: Sequence[Evaluation], pairs: Pairs) -> str:
     """One sentence that says what the run came to; empty where there is nothing to compare."""
     outcome = Outcome.of(found)
-    if outcome is None or outcome.before is None or not outcome.after.scores.of("recall"):
+    moved = _Change.of(outcome, pairs) if outcome else None
+    if outcome is None or outcome.before is None or moved is None or moved.old is None:
         return ""
-    before, after = outcome.before, outcome.after
-    length = after.scores.lengths("recall")[-1]
-    old, new = before.scores.mean_at("recall", length), after.scores.mean_at("recall", length)
-    if old is None or new is None:
-        return ""
-    best = "The best recall" if outcome.best_of_many else "Recall"
-    if not _apart(old, new):
-        values = f"{percent(old.value)} ({before.stage}), {percent(new.value)} ({after.stage})"
-        return f"{best} at {count(length)} tokens did not change beyond its error: {values}."
-    verb = "rose" if new.value > old.value else "fell"
-    values = f"from {percent(old.value)} ({before.stage}) to {percent(new.value)} ({after.stage})"
-    return f"{best} at {count(length)} tokens {verb} {values}."
+    old, new = moved.old.value, moved.new.value
+    before, after = outcome.before.stage, outcome.after.stage
+    best = f"The best {_uncapitalised(moved.name)}" if outcome.best_of_many else moved.name
+    where = f"{best} at {count(moved.length)} tokens"
+    if not moved.real:
+        return (
+            f"{where} did not change beyond its error: {percent(old)} ({before}), {percent(new)} ({after})."
+        )
+    verb = "rose" if new > old else "fell"
+    return f"{where} {verb} from {percent(old)} ({before}) to {percent(new)} ({after})."
 
 
-def _recall_tile(outcome: Outcome) -> Tile | None:
-    after = outcome.after.scores
-    lengths = after.lengths("recall")
-    found = after.mean_at("recall", lengths[-1]) if lengths else None
-    if found is None:
+@dataclass(frozen=True)
+class _Change:
+    """A mean over tasks at the greatest length, before and after.
+
+    Attributes:
+        name: of what was measured.
+        old: None if it was not measured before.
+        real: the two differ beyond what chance explains.
+    """
+
+    name: str
+    length: int
+    old: Mean | None
+    new: Mean
+    real: bool
+
+    @classmethod
+    def of(cls, outcome: Outcome, pairs: Pairs) -> _Change | None:
+        after = outcome.after.scores
+        measure = headline_measure(after)
+        if measure is None:
+            return None
+        length = after.lengths(measure)[-1]
+        new = after.mean_at(measure, length)
+        old = outcome.before.scores.mean_at(measure, length) if outcome.before else None
+        assert new, "a length of a measure has a mean"
+        paired = pairs.mean_difference(outcome.after.stage, measure, length)
+        real = paired.verdict != "no real difference" if paired else bool(old and _apart(old, new))
+        return cls(_NAMES[measure], length, old, new, real)
+
+
+def _task_tile(outcome: Outcome, pairs: Pairs) -> Tile | None:
+    moved = _Change.of(outcome, pairs)
+    if moved is None:
         return None
-    length, value = lengths[-1], found.value
-    label = f"{'Best recall' if outcome.best_of_many else 'Recall'} at {count(length)} tokens"
-    earlier = outcome.before.scores.mean_at("recall", length) if outcome.before else None
-    if outcome.before is None or earlier is None:
-        return Tile(label, percent(value), f"95%: {between(found.interval)}")
-    tone = ("good" if value > earlier.value else "bad") if _apart(earlier, found) else ""
-    change_of = points(value - earlier.value)
-    return Tile(label, percent(value), f"from {percent(earlier.value)}", change_of, tone)
+    name = f"Best {_uncapitalised(moved.name)}" if outcome.best_of_many else moved.name
+    label, value = f"{name} at {count(moved.length)} tokens", moved.new.value
+    if moved.old is None:
+        return Tile(label, percent(value), f"95%: {between(moved.new.interval)}")
+    old = moved.old.value
+    tone = ("good" if value > old else "bad") if moved.real else ""
+    return Tile(label, percent(value), f"from {percent(old)}", points(value - old), tone)
+
+
+def _uncapitalised(name: str) -> str:
+    return name if name[:2].isupper() else name[0].lower() + name[1:]
 
 
 def _apart(one: Mean, other: Mean) -> bool:

@@ -36,6 +36,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def tokens(value: int) -> str:
+    """Returns a length in tokens as column heads have it: `512`, `4K` for 4,096, `10,000`."""
+    return f"{value // 1024}K" if value % 1024 == 0 else count(value)
+
+
 def short(value: float) -> str:
     """Returns a whole number in three digits: `52592` -> `52.6K`."""
     return f"{value / 1000:.3g}K" if 10_000 <= value < 1_000_000 else compact(value)
@@ -49,6 +54,11 @@ def percent(value: float | None, digits: int = 0) -> str:
 def between(interval: Interval, digits: int = 0) -> str:
     """Returns an interval of fractions in percent: `23% to 27%`."""
     return f"{percent(interval.low, digits)} to {percent(interval.high, digits)}"
+
+
+def ends(interval: Interval) -> str:
+    """Returns an interval of fractions in percent, without saying so: `23–27`."""
+    return f"{interval.low * 100:.0f}–{interval.high * 100:.0f}"
 
 
 def points(value: float) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.evaluate.scores import PerplexityScore, Scores, TaskScore
+from pipelines.evaluate.scores import PerplexityScore, Sample, Scores, TaskScore, write_samples
 from pipelines.prepare.shards import Manifest, SourceEntry, TokenizerEntry, split_folder, write_manifest
 from pipelines.recipe.parse import ResolvedRecipe, read_recipe
 from pipelines.records import FINISHED, STARTED
 from pipelines.run.lineage import FileHashes, finished_record, identify, started_record
 from pipelines.system import storage
 from pipelines.train.worker.metrics import MetricsLog
+from tests.pipelines.report.full_scores import write_full_scores
 
 LENGTHS = (256, 2048)
 RECIPE = """
@@ -82,6 +83,11 @@ class Workspace:
 
 def write_scores(folder: str, model: str, recall: Mapping[int, float], perplexity: float) -> None:
     """Scores whose recall at each length is as given, in 64 prompts of two tasks."""
+    outcomes = {
+        (task, length): [[index < share * 64] for index in range(64)]
+        for task in ("single", "multi_key")
+        for length, share in recall.items()
+    }
     Scores(
         model=model,
         attention={"kind": "full"},
@@ -89,14 +95,23 @@ def write_scores(folder: str, model: str, recall: Mapping[int, float], perplexit
         seed=17,
         seconds=3.0,
         tasks=tuple(
-            TaskScore.of_recall(task, length, [[index < share * 64] for index in range(64)])
-            for task in ("single", "multi_key")
-            for length, share in recall.items()
+            TaskScore.of_recall(task, length, answers) for (task, length), answers in outcomes.items()
         ),
         perplexity=tuple(
             PerplexityScore.of(length, 10, [10 * math.log(perplexity)] * 4) for length in recall
         ),
     ).write(folder)
+    write_samples(
+        folder,
+        [
+            Sample(
+                measure="recall", task=task, length=length, index=index, prompt=f"{index}", metric="recall",
+                value=float(answer),
+            )
+            for (task, length), answers in outcomes.items()
+            for index, (answer,) in enumerate(answers)
+        ],
+    )  # fmt: skip
 
 
 def write_corpus(folder: str, source: str) -> None:
@@ -167,10 +182,17 @@ MakeWorkspace = Callable[..., Workspace]
 
 @pytest.fixture(scope="session")
 def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> MakeWorkspace:
-    """Makes a workspace with its stages finished up to and including `until`."""
+    """Makes a workspace with its stages finished up to and including `until`.
+
+    `found`: the training tells which needles it found; `full`: the evaluations measured everything.
+    """
 
     def make(
-        until: str = "release", after: float = 0.75, source: str = "needles", found: bool = False
+        until: str = "release",
+        after: float = 0.75,
+        source: str = "needles",
+        found: bool = False,
+        full: bool = False,
     ) -> Workspace:
         workspace = Workspace(tmp_path_factory.mktemp("workspace") / "run")
         results: dict[str, Mapping[str, Any]] = {
@@ -190,6 +212,9 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> MakeWorkspace:
         Path(workspace.path("tuned")).mkdir()
         write_training(workspace.path("tuned"), needles=found)
         write_scores(workspace.path("after"), "tuned", {256: 1.0, 2048: after}, 8.0)
+        if full:
+            write_full_scores(workspace.path("before"), "builtin:tiny", 0.6)
+            write_full_scores(workspace.path("after"), "tuned", 0.9)
         for stage, result in results.items():
             workspace.finish(stage, result)
             if stage == until:

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,9 @@ from pipelines.report.evaluations import evaluations
 from pipelines.report.outputs_view import parse_table
 from pipelines.report.records import RunRecord, StageRecord
 from pipelines.report.run import build, run
+from tests.pipelines.report.parsed_page import Page
 
 MakeWorkspace = Callable[..., Any]
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """What the tests look at: text, attributes, and whether every element is closed where it should be."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.cells: list[str] = []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open and data.strip():
-            self.text.append(data.strip())
-            if self.open[-1] in ("td", "th"):
-                self.cells.append(data.strip())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +51,7 @@ def test_every_link_within_the_page_has_one_target(html: str) -> None:
 
 def test_charts_take_their_colours_from_the_page(html: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(charts) == 2 + 4 + 3
+    assert len(charts) == 3 + 4 + 3
     for chart in charts:
         assert "var(--" in chart
         assert not re.search(r"(fill|stroke): #", chart)
@@ -132,7 +101,8 @@ def test_every_part_of_the_run_has_its_section(html: str) -> None:
     page = Page(html)
     sections = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
     assert sections == [
-        "recall", "perplexity", "training", "data", "exports", "lineage", "recipe", "environment",
+        "recall", "perplexity", "differences", "training", "data", "exports", "lineage", "recipe",
+        "environment",
     ]  # fmt: skip
     for words in (
         "attention projections",
@@ -155,7 +125,7 @@ def test_a_run_that_has_only_begun_has_a_page_too(make_workspace: MakeWorkspace)
     workspace = make_workspace(until="corpus")
     page = Page(Path(build(str(workspace.folder))).read_text(encoding="utf-8"))
     assert "not run" in page.cells
-    assert "Recall by length" not in page.text
+    assert "Recall" not in page.text
 
 
 def test_the_same_run_gives_the_same_page(make_workspace: MakeWorkspace) -> None:
