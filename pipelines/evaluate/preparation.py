@@ -52,7 +52,7 @@ def prepare(keys: EvaluateKeys, context: Context, model: ModelSource) -> list[Me
     if keys.ruler:
         measures.append(_ruler(keys.ruler, keys, context, model))
     if keys.harness:
-        measures.append(_harness(keys.harness, keys, model))
+        measures.append(_harness(keys.harness, keys, context, model))
     return measures
 
 
@@ -108,14 +108,16 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
     )
 
 
-def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> Harness:
+def _harness(keys: HarnessSection, stage: EvaluateKeys, context: Context, model: ModelSource) -> Harness:
     from pipelines.evaluate.harness.measure import Harness
-    from pipelines.evaluate.harness.tasks import check_names, load_tasks, task_manager
+    from pipelines.evaluate.harness.tasks import check_names, expanded, load_tasks, task_manager
 
     tokenizer = _tokenizer(stage.model, model, None, "harness")
     manager = task_manager(keys.include)
     check_names(keys.tasks, manager)
-    loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot)
+    total = len(expanded(keys.tasks))
+    with context.progress.task(f"{context.name}: data of tasks", total=total, unit="tasks") as shown:
+        loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot, advance=shown.advance)
     writes = [name for name, task in loaded["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
     if writes and stage.context_parallel > 1:
         raise EspanError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import EspanError, InvalidKeyError, nearest, one_line
+from pipelines.evaluate.harness.quiet import quiet_lm_eval
 from pipelines.recipe.keys.harness import TASK_LISTS
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def task_manager(include: str | None, *, builtin: bool = True) -> TaskManager:
     """Returns lm-eval's index of tasks: its own, unless not wanted, and those of a folder of YAML files."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=include, include_defaults=builtin)
+    with quiet_lm_eval():
+        return TaskManager(include_path=include, include_defaults=builtin)
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -44,10 +46,17 @@ def check_names(names: Sequence[str], manager: TaskManager) -> None:
             )
 
 
-def load_tasks(names: Sequence[str], manager: TaskManager, *, fewshot: int | None) -> Loaded:
+def load_tasks(
+    names: Sequence[str],
+    manager: TaskManager,
+    *,
+    fewshot: int | None,
+    advance: Callable[[], None] = lambda: None,
+) -> Loaded:
     """Loads tasks with their data.
 
-    fewshot: examples before each question, unless a task has none by its own rule; None: as each task says.
+    fewshot: examples before each question, unless a task has none by its own rule; None: as each task says;
+    advance: is called when one of `names`, as `expanded`, is loaded.
 
     Raises:
         EspanError: a task's data is not at hand, with how to bring it, or a task cannot be built.
@@ -55,11 +64,13 @@ def load_tasks(names: Sequence[str], manager: TaskManager, *, fewshot: int | Non
     loaded: Loaded = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in expanded(names):
         try:
-            found: Any = manager.load([name])
+            with quiet_lm_eval():
+                found: Any = manager.load([name])
         except Exception as error:  # whatever data sets and the tasks' own code raise
             raise EspanError(_not_at_hand(name, error)) from error
         for part in loaded:
             loaded[part] |= found[part]
+        advance()
     for task in loaded["tasks"].values():
         # As lm-eval's own command does: a task that says 0 keeps it.
         own = task.get_config("num_fewshot")
