@@ -16,12 +16,24 @@ Loaded = dict[str, Any]
 """What lm-eval's `TaskManager.load` returns: tasks and groups by name."""
 
 
-def task_manager(include: str | None, *, builtin: bool = True) -> TaskManager:
-    """Returns lm-eval's index of tasks: its own, unless not wanted, and those of a folder of YAML files."""
+def task_manager(
+    include: str | None, names: Sequence[str] = (), *, builtin: bool | None = None
+) -> TaskManager:
+    """Returns lm-eval's index of tasks: those of a folder of YAML files, before its own of the same name.
+
+    names: which are asked for; builtin: whether lm-eval's own, whose index takes seconds to read, are known;
+    None: unless the folder has all the names.
+    """
     from lm_eval.tasks import TaskManager
 
     with quiet_lm_eval():
-        return TaskManager(include_path=include, include_defaults=builtin)
+        if builtin is None and include is not None and names:
+            own = TaskManager(include_path=include, include_defaults=False)
+            # A group or a tag may stand for tasks of lm-eval's.
+            builtin = not set(names) <= set(own.all_subtasks)
+            if not builtin:
+                return own
+        return TaskManager(include_path=include, include_defaults=builtin is not False)
 
 
 def expanded(names: Sequence[str]) -> list[str]:
