@@ -8,6 +8,7 @@ from dataclasses import replace
 from pipelines.context import Check, CheckContext
 from pipelines.errors import EspanError, InvalidKeyError, one_line
 from pipelines.evaluate.beginning import planned
+from pipelines.evaluate.harness.check import check_harness, check_ruler
 from pipelines.evaluate.tokenizer import given_tokenizers, prompt_tokenizer, recall_tokenizer
 from pipelines.models import tokenizers
 from pipelines.models.architecture import described_model
@@ -16,7 +17,6 @@ from pipelines.models.references import check_model, external_files, plan_of_mod
 from pipelines.models.tokenizer_answers import check_remembered
 from pipelines.prepare.shards import MANIFEST, split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
-from pipelines.recipe.keys.harness import TASK_LISTS, HarnessSection
 from pipelines.recipe.keys.prepare import PrepareKeys
 from pipelines.system import storage
 from pipelines.system.capacity import Capacity, expected_capacity
@@ -48,8 +48,8 @@ def inputs_of_scoring(recall: RecallSection | None, perplexity: PerplexitySectio
 
 
 def check(keys: EvaluateKeys, context: CheckContext) -> None:
-    """Refuses a missing model or tokenizer, shards without held-out rows, lengths they do not have, and a
-    backend that cannot compute the model's recurrences.
+    """Refuses a missing model, tokenizer, text or task, shards without held-out rows, lengths that they or
+    the model do not have, and a backend that cannot compute the model's recurrences.
 
     Raises:
         InvalidKeyError: names the key.
@@ -59,8 +59,10 @@ def check(keys: EvaluateKeys, context: CheckContext) -> None:
         _check_shards(keys.perplexity, context)
     for measure, given in given_tokenizers(keys):
         _check_tokenizer(measure, given, keys, context)
+    if keys.ruler:
+        check_ruler(keys.ruler, keys, context)
     if keys.harness:
-        _check_harness(keys.harness)
+        check_harness(keys.harness)
     planned(keys, context)
     if keys.recurrence != "auto":
         _check_recurrence(keys, context)
@@ -153,16 +155,6 @@ def _check_tokenizer(measure: str, given: str | None, keys: EvaluateKeys, contex
             check_remembered(found)
         except EspanError as error:
             raise InvalidKeyError(key if given else "model", str(error)) from error
-
-
-def _check_harness(keys: HarnessSection) -> None:
-    from pipelines.evaluate.harness.tasks import check_names, task_manager
-
-    if keys.include is not None and not storage.is_folder(keys.include):
-        raise InvalidKeyError("harness.include", f"{keys.include}: no such folder of task files")
-    # lm-eval's own index takes seconds to read: only where a name is none of this package's lists.
-    if not all(name in TASK_LISTS for name in keys.tasks):
-        check_names(keys.tasks, task_manager(keys.include))
 
 
 def _check_shards(keys: PerplexitySection, context: CheckContext) -> None:

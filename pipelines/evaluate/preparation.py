@@ -52,7 +52,7 @@ def prepare(keys: EvaluateKeys, context: Context, model: ModelSource) -> list[Me
     if keys.ruler:
         measures.append(_ruler(keys.ruler, keys, context, model))
     if keys.harness:
-        measures.append(_harness(keys.harness, keys, model))
+        measures.append(_harness(keys.harness, keys, context, model))
     return measures
 
 
@@ -75,10 +75,13 @@ def _recall(keys: RecallSection, tokenizer: str, seed: int, bos: int | None, tok
 
 
 def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: ModelSource) -> Harness:
+    from pipelines.evaluate.harness.check import check_lengths
     from pipelines.evaluate.harness.measure import Harness
     from pipelines.evaluate.harness.ruler import depth, load_prompts, make_prompts
 
     tokenizer = _tokenizer(stage.model, model, keys.tokenizer, "ruler")
+    config, encoder = _model_side(stage, model, tokenizer)
+    check_lengths(keys, f"model '{stage.model}'", encoder.limit)
     folder = storage.join(context.output, "ruler")
     manifest = make_prompts(
         keys,
@@ -89,12 +92,6 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
         progress=context.progress,
     )
     loaded, labels = load_prompts(folder, manifest)
-    config, encoder = _model_side(stage, model, tokenizer)
-    if encoder.limit is not None and max(keys.lengths) > encoder.limit:
-        raise EspanError(
-            f"ruler.lengths: {max(keys.lengths):,} tokens are more than the {encoder.limit:,} positions of "
-            f"model '{stage.model}'; lower them"
-        )
     return Harness(
         name="ruler",
         loaded=loaded,
@@ -108,14 +105,16 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
     )
 
 
-def _harness(keys: HarnessSection, stage: EvaluateKeys, model: ModelSource) -> Harness:
+def _harness(keys: HarnessSection, stage: EvaluateKeys, context: Context, model: ModelSource) -> Harness:
     from pipelines.evaluate.harness.measure import Harness
-    from pipelines.evaluate.harness.tasks import check_names, load_tasks, task_manager
+    from pipelines.evaluate.harness.tasks import check_names, expanded, load_tasks, task_manager
 
     tokenizer = _tokenizer(stage.model, model, None, "harness")
-    manager = task_manager(keys.include)
+    manager = task_manager(keys.include, keys.tasks)
     check_names(keys.tasks, manager)
-    loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot)
+    total = len(expanded(keys.tasks))
+    with context.progress.task(f"{context.name}: data of tasks", total=total, unit="tasks") as shown:
+        loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot, advance=shown.advance)
     writes = [name for name, task in loaded["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
     if writes and stage.context_parallel > 1:
         raise EspanError(

@@ -12,6 +12,7 @@ import torch
 from pipelines.context import Context
 from pipelines.evaluate.check import crews_of, reservation
 from pipelines.evaluate.fleet import Fleet
+from pipelines.evaluate.headline import headline, means
 from pipelines.evaluate.measures import Found
 from pipelines.evaluate.outcomes import FOLDER, Outcomes
 from pipelines.evaluate.preparation import prepare
@@ -33,20 +34,12 @@ def run(keys: EvaluateKeys, context: Context) -> Mapping[str, Any]:
     scores = evaluate(keys, context)
     scores.write(context.output)
     storage.remove_folder(storage.join(context.output, FOLDER))
-    recall = {
-        length: mean.value
-        for length in scores.lengths("recall")
-        if (mean := scores.mean_at("recall", length))
+    return {
+        "headline": headline(scores),
+        "recall": means(scores, "recall"),
+        "perplexity": {score.length: score.perplexity for score in scores.perplexity},
+        "ruler": means(scores, "ruler"),
     }
-    perplexity = {score.length: score.perplexity for score in scores.perplexity}
-    headline = []
-    if recall:
-        longest = max(recall)
-        headline.append(f"recall {recall[longest]:.1%} at {longest:,}")
-    if perplexity:
-        longest = max(perplexity)
-        headline.append(f"perplexity {perplexity[longest]:.2f} at {longest:,}")
-    return {"headline": ", ".join(headline), "recall": recall, "perplexity": perplexity}
 
 
 def evaluate(keys: EvaluateKeys, context: Context) -> Scores:

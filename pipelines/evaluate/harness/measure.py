@@ -12,13 +12,14 @@ import torch
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.fleet import Fleet
+from pipelines.evaluate.harness.aggregated import aggregated_interval
+from pipelines.evaluate.harness.quiet import quiet_lm_eval
 from pipelines.evaluate.harness.tasks import Loaded
 from pipelines.evaluate.language_model.cache import cache_size
 from pipelines.evaluate.language_model.encode import Encoder
 from pipelines.evaluate.language_model.fleet_model import FleetLM
 from pipelines.evaluate.measures import Found, throughput
 from pipelines.evaluate.scores import Sample, TaskMeasure, TaskScore, prompt_hash
-from pipelines.statistics import NORMAL_95, Interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,7 +79,8 @@ class Harness:
             fleet, self.encoder, self.tokenizer, what=self.name, tokens_per_batch=self.tokens_per_batch
         )
         try:
-            results: Any = evaluate(model, self.loaded, limit=self.limit, bootstrap_iters=_BOOTSTRAPS)
+            with quiet_lm_eval():
+                results: Any = evaluate(model, self.loaded, limit=self.limit, bootstrap_iters=0)
         except ValueError as error:  # how lm-eval refuses a task
             raise EspanError(f"{self.name}: {error}") from error
         for name, task in self.loaded["tasks"].items():
@@ -108,8 +110,17 @@ class Harness:
             values = [each[metric] for each in answers]
             score = self._score(label, called, answers, values, aggregated, better.get(metric, True))
             if score is None:
-                error = results["results"][name].get(f"{metric}_stderr,{filtered}")
-                score = _aggregated(self.name, label, called, len(answers), aggregated, error)
+                score = TaskScore(
+                    measure=self.name,
+                    task=label.task,
+                    group=label.group,
+                    length=label.length,
+                    metric=called,
+                    samples=len(answers),
+                    value=aggregated,
+                    interval=aggregated_interval(task.aggregation()[metric], values, aggregated),
+                    higher_is_better=better.get(metric, True),
+                )
             else:
                 found.samples += [
                     self._sample(label, called, index, each, value)
@@ -162,27 +173,6 @@ class Harness:
             target=str(answer["target"]),
             prediction=[str(each) for each in answer["filtered_resps"]],
         )
-
-
-_BOOTSTRAPS = 1000
-"""For the standard errors of metrics that are no means."""
-
-
-def _aggregated(
-    name: TaskMeasure, label: Label, metric: str, samples: int, value: float, error: Any
-) -> TaskScore:
-    """A metric that is no mean over documents, as perplexity by words is, with lm-eval's standard error."""
-    margin = NORMAL_95 * error if _is_number(error) else 0.0
-    return TaskScore(
-        measure=name,
-        task=label.task,
-        group=label.group,
-        length=label.length,
-        metric=metric,
-        samples=samples,
-        value=value,
-        interval=Interval(value - margin, value + margin),
-    )
 
 
 def _is_number(value: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import EspanError, InvalidKeyError, nearest, one_line
+from pipelines.evaluate.harness.quiet import quiet_lm_eval
 from pipelines.recipe.keys.harness import TASK_LISTS
 
 if TYPE_CHECKING:
@@ -15,11 +16,24 @@ Loaded = dict[str, Any]
 """What lm-eval's `TaskManager.load` returns: tasks and groups by name."""
 
 
-def task_manager(include: str | None, *, builtin: bool = True) -> TaskManager:
-    """Returns lm-eval's index of tasks: its own, unless not wanted, and those of a folder of YAML files."""
+def task_manager(
+    include: str | None, names: Sequence[str] = (), *, builtin: bool | None = None
+) -> TaskManager:
+    """Returns lm-eval's index of tasks: those of a folder of YAML files, before its own of the same name.
+
+    names: which are asked for; builtin: whether lm-eval's own, whose index takes seconds to read, are known;
+    None: unless the folder has all the names.
+    """
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=include, include_defaults=builtin)
+    with quiet_lm_eval():
+        if builtin is None and include is not None and names:
+            own = TaskManager(include_path=include, include_defaults=False)
+            # A group or a tag may stand for tasks of lm-eval's.
+            builtin = not set(names) <= set(own.all_subtasks)
+            if not builtin:
+                return own
+        return TaskManager(include_path=include, include_defaults=builtin is not False)
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -44,10 +58,17 @@ def check_names(names: Sequence[str], manager: TaskManager) -> None:
             )
 
 
-def load_tasks(names: Sequence[str], manager: TaskManager, *, fewshot: int | None) -> Loaded:
+def load_tasks(
+    names: Sequence[str],
+    manager: TaskManager,
+    *,
+    fewshot: int | None,
+    advance: Callable[[], None] = lambda: None,
+) -> Loaded:
     """Loads tasks with their data.
 
-    fewshot: examples before each question, unless a task has none by its own rule; None: as each task says.
+    fewshot: examples before each question, unless a task has none by its own rule; None: as each task says;
+    advance: is called when one of `names`, as `expanded`, is loaded.
 
     Raises:
         EspanError: a task's data is not at hand, with how to bring it, or a task cannot be built.
@@ -55,11 +76,13 @@ def load_tasks(names: Sequence[str], manager: TaskManager, *, fewshot: int | Non
     loaded: Loaded = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in expanded(names):
         try:
-            found: Any = manager.load([name])
+            with quiet_lm_eval():
+                found: Any = manager.load([name])
         except Exception as error:  # whatever data sets and the tasks' own code raise
             raise EspanError(_not_at_hand(name, error)) from error
         for part in loaded:
             loaded[part] |= found[part]
+        advance()
     for task in loaded["tasks"].values():
         # As lm-eval's own command does: a task that says 0 keeps it.
         own = task.get_config("num_fewshot")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from pipelines.recipe.keys.evaluate import EvaluateKeys
 from se_model import Mamba2HybridForCausalLM
 from tests.tolerances import F32
 
+NAMES = ("pick", "write", "read")
 QUESTIONS = [
     {"question": "the river is", "choices": ["green", "a long road", "blue"], "answer": 1},
     {"question": "one of the", "choices": ["notes", "rivers", "keys"], "answer": 0},
@@ -43,8 +47,11 @@ def task_file(folder: Path, name: str, data: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
+    return make_tasks(tmp_path / "tasks")
+
+
+def make_tasks(folder: Path) -> Path:
     """A folder of tasks: one of choices, one of generated text, one of whole texts."""
-    folder = tmp_path / "tasks"
     folder.mkdir()
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
@@ -71,25 +78,38 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("local_ray")
+@dataclass(frozen=True)
+class Measured:
+    tasks: Path
+    output: str
+    scores: Scores
+    written: str
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, local_ray: None) -> Measured:
+    """An evaluation of the three tasks by two workers, and what it wrote to standard error."""
+    folder = tmp_path_factory.mktemp("measured")
+    tasks, output = make_tasks(folder / "tasks"), folder / "scores"
+    output.mkdir()
+    keys = {"model": str(model_folder), "harness": {"tasks": NAMES, "include": str(tasks)}, "workers": 2}
+    with redirect_stderr(StringIO()) as written:
+        run(EvaluateKeys.model_validate(keys), Context("scores", str(output), 3, {}, str(folder), {}))
+    return Measured(tasks, str(output), Scores.read(str(output)), written.getvalue())
+
+
 def test_workers_give_the_scores_and_answers_of_lm_evals_own_model(
-    tasks: Path, tmp_path: Path, model: Mamba2HybridForCausalLM, model_folder: Path
+    measured: Measured, model: Mamba2HybridForCausalLM, model_folder: Path
 ) -> None:
-    names = ("pick", "write", "read")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     expected = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=load_tokenizer(str(model_folder)), batch_size=1),
-        tasks=list(names),
-        task_manager=task_manager(str(tasks), builtin=False),
+        tasks=list(NAMES),
+        task_manager=task_manager(str(measured.tasks), builtin=False),
         bootstrap_iters=10,
     )
-    keys = {"model": str(model_folder), "harness": {"tasks": names, "include": str(tasks)}, "workers": 2}
-    output = tmp_path / "scores"
-    output.mkdir()
-    run(EvaluateKeys.model_validate(keys), Context("scores", str(output), 3, {}, str(tmp_path), {}))
-    scores = Scores.read(str(output))
     assert expected is not None
-    found = {(score.task, score.metric): score.value for score in scores.of("harness")}
+    found = {(score.task, score.metric): score.value for score in measured.scores.of("harness")}
     assert set(found) == {
         ("pick", "acc"),
         ("pick", "acc_norm"),
@@ -99,10 +119,29 @@ def test_workers_give_the_scores_and_answers_of_lm_evals_own_model(
     }
     for (task, metric), value in found.items():
         assert value == pytest.approx(expected["results"][task][f"{metric},none"], rel=F32)
-    written = [sample for sample in read_samples(str(output)) if sample.task == "write"]
+    samples = [sample for sample in read_samples(measured.output) if sample.task == "write"]
     texts = [sample["filtered_resps"][0] for sample in expected["samples"]["write"]]
-    assert [sample.extras["prediction"] for sample in written] == [[text] for text in texts]
-    assert scores.throughput[0].prompts == 9 + 3 + 3
+    assert [sample.extras["prediction"] for sample in samples] == [[text] for text in texts]
+    assert measured.scores.throughput[0].prompts == 9 + 3 + 3
+
+
+def test_a_metric_that_is_no_mean_keeps_its_direction_and_has_an_interval(measured: Measured) -> None:
+    found = {score.metric: score for score in measured.scores.of("harness")}
+    assert {metric: score.higher_is_better for metric, score in found.items()} == {
+        "acc": True,
+        "acc_norm": True,
+        "exact_match": True,
+        "word_perplexity": False,
+        "bits_per_byte": False,
+    }
+    for metric in ("word_perplexity", "bits_per_byte"):
+        assert found[metric].interval.low < found[metric].value < found[metric].interval.high
+
+
+def test_neither_lm_eval_nor_data_sets_write_between_the_lines_of_progress(measured: Measured) -> None:
+    lines = measured.written.splitlines()
+    assert any(line.startswith("scores: harness") for line in lines)
+    assert [line for line in lines if not line.startswith("scores: ")] == []
 
 
 @pytest.fixture(scope="module")
