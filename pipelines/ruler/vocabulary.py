@@ -1,8 +1,8 @@
 """The tokenizer of small models that are trained for RULER: `builtin:ruler-tiny`.
 
 Its 1,024 tokens are learnt from what RULER writes and from the essays that ship with the package, and can
-write any text: all bytes are among them. Every digit is a token of its own, so that a model can copy numbers
-that it has never seen.
+write any text: all bytes are among them. Numbers are written two digits at a time: a model copies a number
+that it has never seen by what follows what, and a pair of digits seldom stands in a number twice.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 END = "<eos>"
 _TOKENS = 1024
-_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""A word, a digit or marks with the blank before them; white space up to that blank."""
+_PIECES = r" ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""A word, or marks, with the blank before it; two digits; white space up to that blank."""
 _PROMPTS, _LENGTH, _UNITS = 40, 512, 4
 _LETTERS_REPEATED = 200
 
@@ -73,5 +73,6 @@ def _texts() -> Iterator[str]:
             made = composition(task, _LENGTH, index, sources=Sources(essays), example=example)
             prompt = made.compose(max(made.smallest, _UNITS), draws())
             yield prompt_text(task, prompt.input, prompt.gen_prefix)
-    # Random letters and digits: each one behind a blank becomes a token, whatever they are followed by.
-    yield from [" ".join(["", *string.ascii_letters, *string.digits])] * _LETTERS_REPEATED
+    # All letters behind a blank, and all pairs of digits, become tokens, whatever else is learnt.
+    pairs = [f"{number:02}" for number in range(100)]
+    yield from [" ".join(["", *string.ascii_letters, *pairs])] * _LETTERS_REPEATED
