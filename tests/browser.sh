@@ -25,5 +25,4 @@ if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
 fi
 say "installing playwright's Chromium"
 if "$python" -m playwright install chromium; then exit 0; fi
-say "no Chromium could be installed; install one and name it in ESPAN_BROWSER" >&2
-exit 1
+say "no Chromium could be installed: the tests in a browser will be skipped; install one, or name it in ESPAN_BROWSER" >&2

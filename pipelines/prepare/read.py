@@ -1,7 +1,6 @@
 """Reads a corpus: cuts it into parts that workers take one at a time, and yields a part's documents in order.
 
-A file that cannot be read to its end stops the work; a document that cannot be used becomes a `Reject`, and
-the work goes on.
+A file that cannot be read to its end stops the work; a document that cannot be used becomes a `Reject`.
 """
 
 from __future__ import annotations
