@@ -98,6 +98,7 @@ class Harness:
     def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
         label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))
         samples = results["samples"][name]
+        filters = {each["filter"] for each in samples}
         better = results.get("higher_is_better", {}).get(name, {})
         for key, aggregated in results["results"][name].items():
             metric, _, filtered = key.partition(",")
@@ -106,6 +107,8 @@ class Harness:
             if label.metrics is not None and metric not in label.metrics:
                 continue
             called = (label.metrics or {}).get(metric, metric)
+            if len(filters) > 1:  # of a text, by which the answer is found in it
+                called = f"{called} ({filtered})"
             answers = [each for each in samples if each["filter"] == filtered and metric in each["metrics"]]
             values = [each[metric] for each in answers]
             score = self._score(label, called, answers, values, aggregated, better.get(metric, True))

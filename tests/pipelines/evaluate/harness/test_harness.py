@@ -65,6 +65,13 @@ def make_tasks(folder: Path) -> Path:
         output_type="generate_until",
         generation_kwargs={"until": ["\n"], "max_gen_toks": 5, "do_sample": False},
         metric_list=[{"metric": "exact_match"}],
+        filter_list=[
+            {"name": "whole", "filter": [{"function": "take_first"}]},
+            {
+                "name": "word",
+                "filter": [{"function": "regex", "regex_pattern": r"(\w+)"}, {"function": "take_first"}],
+            },
+        ],
     )
     task_file(
         folder,
@@ -113,14 +120,18 @@ def test_workers_give_the_scores_and_answers_of_lm_evals_own_model(
     assert set(found) == {
         ("pick", "acc"),
         ("pick", "acc_norm"),
-        ("write", "exact_match"),
+        ("write", "exact_match (whole)"),
+        ("write", "exact_match (word)"),
         ("read", "word_perplexity"),
         ("read", "bits_per_byte"),
     }
     for (task, metric), value in found.items():
-        assert value == pytest.approx(expected["results"][task][f"{metric},none"], rel=F32)
+        name, _, filtered = metric.partition(" (")
+        theirs = expected["results"][task][f"{name},{filtered.rstrip(')') or 'none'}"]
+        assert value == pytest.approx(theirs, rel=F32)
     samples = [sample for sample in read_samples(measured.output) if sample.task == "write"]
     texts = [sample["filtered_resps"][0] for sample in expected["samples"]["write"]]
+    assert len(texts) == 2 * 3
     assert [sample.extras["prediction"] for sample in samples] == [[text] for text in texts]
     assert measured.scores.throughput[0].prompts == 9 + 3 + 3
 
@@ -130,7 +141,8 @@ def test_a_metric_that_is_no_mean_keeps_its_direction_and_has_an_interval(measur
     assert {metric: score.higher_is_better for metric, score in found.items()} == {
         "acc": True,
         "acc_norm": True,
-        "exact_match": True,
+        "exact_match (whole)": True,
+        "exact_match (word)": True,
         "word_perplexity": False,
         "bits_per_byte": False,
     }
