@@ -55,20 +55,22 @@ class Fleet:
             NoBfloat16Error: bf16 was chosen without knowing the GPUs' type, and one does not have it.
             EspanError: a worker failed, with its message, or too many were lost.
         """
+        keys = [unit.key for unit in units]
+        asked = dict(zip(keys, units, strict=True))  # tasks that ask the same are answered at once
         # The longest first, so that crews end at about the same time.
         waiting = deque(
             sorted(
-                (unit for unit in units if unit.key not in self._known),
+                (unit for key, unit in asked.items() if key not in self._known),
                 key=lambda unit: unit.tokens,
                 reverse=True,
             )
         )
         if waiting:
-            total = sum(unit.tokens for unit in units)
+            total = sum(unit.tokens for unit in asked.values())
             with self._progress.task(f"{self._label}: {what}", total=total, unit="tokens") as shown:
                 shown.advance(total - sum(unit.tokens for unit in waiting))
                 self._score(waiting, shown)
-        return [self._known[unit.key] for unit in units]
+        return [self._known[key] for key in keys]
 
     def _score(self, waiting: deque[Unit], shown: Task) -> None:
         while len(self._crews) < min(self._most, len(waiting)):

@@ -81,15 +81,17 @@ def make_prompts(
         return found
     clear(folder)
     make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
-    # The longest first: they take longest.
-    where = [(task, length) for length in sorted(keys.lengths, reverse=True) for task in keys.tasks]
-    pending = {make.remote(folder, key, *each, data): each for each in where}
+    pending = {make.remote(folder, key, *each, data): each for each in _in_order(keys)}
     entries: dict[tuple[RulerTask, int], TaskEntry] = {}
-    with progress.task(f"{label}: prompts", total=len(where), unit="tasks") as shown:
-        while pending:
-            (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-            entries[pending.pop(ready)] = _result(ready)
-            shown.advance()
+    with progress.task(f"{label}: prompts", total=len(pending), unit="tasks") as shown:
+        try:
+            while pending:
+                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+                entries[pending.pop(ready)] = _result(ready)
+                shown.advance()
+        finally:
+            for reference in pending:  # of a failure: nobody waits for the others
+                ray.cancel(reference, force=True)
     manifest = RulerManifest(
         key=key, entries=tuple(entries[task, length] for task in keys.tasks for length in keys.lengths)
     )
@@ -115,6 +117,16 @@ def load_prompts(folder: str, manifest: RulerManifest) -> tuple[Loaded, dict[str
 def depth(document: Mapping[str, Any]) -> float | None:
     """Where in a document the answer stands, from 0 to 1; None where it stands in no one place."""
     return document.get("depth")
+
+
+def _in_order(keys: RulerSection) -> list[tuple[RulerTask, int]]:
+    """Tasks and lengths in the order in which their prompts are made.
+
+    The shortest come first, since a length that is too short for a task shows there; then the longest, which
+    take longest.
+    """
+    shortest, *others = sorted(keys.lengths)
+    return [(task, length) for length in (shortest, *reversed(others)) for task in keys.tasks]
 
 
 def _questions(keys: RulerSection) -> tuple[tuple[QuestionTask, str], ...]:

@@ -92,6 +92,13 @@ def test_outcomes_come_in_the_order_of_the_units_and_are_not_scored_again(
     assert [times_scored(tmp_path, unit.key) for unit in units] == [1] * 6
 
 
+def test_what_is_asked_twice_is_scored_once(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    twice = [Told("same", str(tmp_path)), Told("other", str(tmp_path)), Told("same", str(tmp_path))]
+    with make_fleet() as fleet:
+        assert [each["key"] for each in fleet.score(twice, "units")] == ["same", "other", "same"]
+    assert times_scored(tmp_path, "same") == 1
+
+
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_worker_that_is_lost_is_replaced_with_those_it_shared_rows_with(
     make_fleet: MakeFleet, tmp_path: Path, dies: int

@@ -79,7 +79,7 @@ def test_scores_and_texts_are_those_of_lm_eval_on_the_same_prompts_and_kept_when
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ruler": {**RULER, "lengths": [150]}}, r"has no prompts of 150 tokens"),
+        ({"ruler": {**RULER, "lengths": [150, 1_000_000], "samples": 100}}, r"has no prompts of 150 tokens"),
         ({"model": "builtin:tiny"}, r"words are unknown to the tokenizer"),
         ({"ruler": {**RULER, "tasks": ["niah_single_2"], "essays": "EMPTY"}}, "holds no text file"),
     ],
