@@ -105,7 +105,7 @@ class EvaluateKeys(StageKeys):
     """The keys below `evaluate:`.
 
     Attributes:
-        model: a train stage, `builtin:tiny`, a folder or a hub name.
+        model: a train stage, `builtin:tiny`, `builtin:ruler-tiny`, a folder or a hub name.
         attention: what the attention layers compute while the model is scored.
         recall: needle recall; left out, it is not measured.
         perplexity: perplexity by length; left out, it is not measured.
