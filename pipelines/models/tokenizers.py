@@ -28,7 +28,7 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerFast:
     """Returns the fast tokenizer that `reference` stands for.
 
     Args:
-        reference: `builtin:tiny`; a `tokenizer.json`; a folder that holds one (a path or an fsspec URL); or
+        reference: `builtin:NAME`; a `tokenizer.json`; a folder that holds one (a path or an fsspec URL); or
             a name on the model hub, `owner/name` or `owner/name@revision`. A bare `tokenizer.json` does not
             say which token ends a document: it is guessed by its name. `add_bos_token: true` in a
             `tokenizer_config.json` counts, which transformers 5 ignores beside a `tokenizer.json`.

@@ -105,7 +105,7 @@ class EvaluateKeys(StageKeys):
     """The keys below `evaluate:`.
 
     Attributes:
-        model: a train stage, `builtin:tiny`, a folder or a hub name.
+        model: a train stage, `builtin:tiny`, `builtin:ruler-tiny`, a folder or a hub name.
         attention: what the attention layers compute while the model is scored.
         recurrence: what computes recurrent layers, as in a train stage; with `auto` and full attention
             transformers does, or the model's own code.

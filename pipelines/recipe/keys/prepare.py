@@ -110,7 +110,7 @@ class PrepareKeys(StageKeys):
             mix in proportion to their size. Or each has one: its share of the tokens drawn is its weight
             divided by the sum of the weights; drawing ends when a source has none left, nothing is repeated.
         tokenizer: a hub name (`owner/name`, or `owner/name@revision`), a folder, a `tokenizer.json`, or
-            `builtin:tiny`.
+            `builtin:tiny` or `builtin:ruler-tiny`.
         sequence_length: tokens in a row, L.
         packing: `documents`: a row holds documents that do not see each other, as few of them cut as
             possible; `concatenate`: documents run into each other (the paper's).

@@ -131,7 +131,7 @@ class TrainKeys(StageKeys):
 
     Attributes:
         data: a prepare stage, or a folder of shards.
-        model: a train stage, `builtin:tiny`, a folder, a hub name (`owner/name` or
+        model: a train stage, `builtin:tiny`, `builtin:ruler-tiny`, a folder, a hub name (`owner/name` or
             `owner/name@revision`), or `{new: {...}}`.
         attention: what the attention layers compute while training.
         recurrence: what computes recurrent layers (state-space, delta-rule and short-convolution layers):
