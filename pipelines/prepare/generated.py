@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from pipelines.errors import EspanError
 from pipelines.needles.compose import needle_document
 from pipelines.prepare.text import UnusableError
@@ -15,6 +13,7 @@ from pipelines.recipe.keys.prepare import NeedlesSource, RulerSource
 from pipelines.ruler.documents import Documents, TooShortError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 _TRIED = 4

@@ -333,7 +333,8 @@ def test_a_bomb_is_read_within_bounds(tmp_path: Path) -> None:
         "source = PathSource(path=sys.argv[1])\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = peak()\n"
-        "found = [item for part in plan_parts([source], 1 << 20) for item in read_part(source, part, 0)]\n"
+        "parts = plan_parts([source], 1 << 20)\n"
+        "found = [item for part in parts for item in read_part(source, part, 0, None)]\n"
         "print(len(found), peak() - before)\n"
     )
     packer = zstandard.ZstdCompressor().compressobj()

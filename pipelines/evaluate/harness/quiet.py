@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from pipelines.models.loading import quiet_transformers
-
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
@@ -16,6 +14,8 @@ def quiet_lm_eval() -> Iterator[None]:
     import datasets
     from datasets.utils import are_progress_bars_disabled
     from lm_eval.api import task
+
+    from pipelines.models.loading import quiet_transformers  # not above: a plan loads nothing heavy
 
     logger = logging.getLogger("lm_eval")
     level, bars_off, bar = logger.level, are_progress_bars_disabled(), task.tqdm
