@@ -15,8 +15,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+class Part(NamedTuple):
+    """What a segment is computed from.
+
+    Attributes:
+        tokens: of the segment.
+        inputs: of these tokens, each [B, tokens, ...].
+        parameters: whole in every segment.
+        state: before the first of the tokens.
+    """
+
+    tokens: slice
+    inputs: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    state: Tensor
+
+
 class Gradients(NamedTuple):
-    """Of what a segment is made of, in the shapes of that.
+    """Of a `Part`, in the shapes of that.
 
     Attributes:
         tensors: of the inputs and then of the parameters; None where none is needed.
@@ -28,28 +44,13 @@ class Gradients(NamedTuple):
 
 
 class Step(Protocol):
-    """How a segment is computed, without side effects.
+    """How a segment is computed, without side effects."""
 
-    tokens: of the segment; inputs: each [B, tokens, ...]; parameters: whole in every segment; state: before
-    the first of the tokens.
-    """
-
-    def forward(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, part: Part) -> tuple[Tensor, Tensor]:
         """The output [B, tokens, ...] and the state behind the last of the tokens."""
         ...
 
-    def backward(
-        self,
-        tokens: slice,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        state: Tensor,
-        d_output: Tensor,
-        d_state: Tensor,
-        needed: Sequence[bool],
-    ) -> Gradients:
+    def backward(self, part: Part, d_output: Tensor, d_state: Tensor, needed: Sequence[bool]) -> Gradients:
         """What the gradients of both results make of those before.
 
         needed: whether a gradient is wanted, of each of the inputs and then of each of the parameters.
@@ -65,32 +66,21 @@ class DifferentiatedStep:
         compute: what `forward` does.
     """
 
-    compute: Callable[[slice, Sequence[Tensor], Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+    compute: Callable[[Part], tuple[Tensor, Tensor]]
 
-    def forward(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, part: Part) -> tuple[Tensor, Tensor]:
         """The output and the state behind the last of the tokens."""
-        return self.compute(tokens, inputs, parameters, state)
+        return self.compute(part)
 
-    def backward(
-        self,
-        tokens: slice,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        state: Tensor,
-        d_output: Tensor,
-        d_state: Tensor,
-        needed: Sequence[bool],
-    ) -> Gradients:
+    def backward(self, part: Part, d_output: Tensor, d_state: Tensor, needed: Sequence[bool]) -> Gradients:
         """Computes the segment once more, for autograd to follow."""
         own = [
             each.detach().requires_grad_(need)
-            for each, need in zip((*inputs, *parameters), needed, strict=True)
+            for each, need in zip((*part.inputs, *part.parameters), needed, strict=True)
         ]
-        before = state.detach().requires_grad_()
+        count, before = len(part.inputs), part.state.detach().requires_grad_()
         with torch.enable_grad():
-            results = self.compute(tokens, own[: len(inputs)], own[len(inputs) :], before)
+            results = self.compute(Part(part.tokens, own[:count], own[count:], before))
         wanted = [*(each for each in own if each.requires_grad), before]
         found = iter(torch.autograd.grad(results, wanted, (d_output, d_state), materialize_grads=True))
         return Gradients([next(found) if each.requires_grad else None for each in own], next(found))
@@ -120,7 +110,8 @@ class _BySegments(torch.autograd.Function):
         states: list[Tensor] = []
         for tokens in segments:
             states.append(state)
-            output, state = step.forward(tokens, [each[:, tokens] for each in inputs], parameters, state)
+            part = Part(tokens, [each[:, tokens] for each in inputs], parameters, state)
+            output, state = step.forward(part)
             if tokens.start == 0:
                 y = output.new_empty(output.shape[0], segments[-1].stop, *output.shape[2:])
             y[:, tokens] = output
@@ -144,15 +135,8 @@ class _BySegments(torch.autograd.Function):
         ]
         of_parameters: list[Tensor | None] = [None] * len(parameters)
         for tokens in reversed(segments):
-            found, d_state = ctx.step.backward(
-                tokens,
-                [each[:, tokens] for each in inputs],
-                parameters,
-                states.pop(),
-                dy[:, tokens],
-                d_state,
-                needed,
-            )
+            part = Part(tokens, [each[:, tokens] for each in inputs], parameters, states.pop())
+            found, d_state = ctx.step.backward(part, dy[:, tokens], d_state, needed)
             for whole, part in zip(of_inputs, found, strict=False):
                 if whole is not None:
                     whole[:, tokens] = part

@@ -6,8 +6,6 @@ computes it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from se_model.recurrence.gated_delta.received import with_received_state
 from se_model.recurrence.gated_delta.segment import Inputs, segment
 from se_model.recurrence.gated_delta.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
-from se_model.recurrence.segments import DifferentiatedStep, by_segments
+from se_model.recurrence.segments import DifferentiatedStep, Part, by_segments
 from se_model.span.documents import DocumentBounds, Documents
 
 SEGMENT = 512
@@ -57,12 +55,10 @@ def delta_rule_chunked(
     if cu_seqlens is not None:
         documents = ChunkDocuments.of(DocumentBounds.of(cu_seqlens, length, batch), size, v.device)
 
-    def step(
-        tokens: slice, inputs: Sequence[Tensor], _: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        first = tokens.start // size
+    def step(part: Part) -> tuple[Tensor, Tensor]:
+        first = part.tokens.start // size
         these = None if documents is None else documents.chunks(first, first + count)
-        o, state = segment(Inputs(*inputs), state, size=size, documents=these)
+        o, state = segment(Inputs(*part.inputs), part.state, size=size, documents=these)
         return o.to(v.dtype), state
 
     def scan(state: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from se_model.recurrence.mamba2.received import with_received_state
 from se_model.recurrence.mamba2.segment import Inputs, Segment
 from se_model.recurrence.mamba2.shapes import check_shapes
 from se_model.recurrence.protocol import InitialState
-from se_model.recurrence.segments import Gradients, by_segments
+from se_model.recurrence.segments import Gradients, Part, by_segments
 from se_model.span.documents import DocumentBounds, Documents
 
 SEGMENT = 1024
@@ -76,36 +76,24 @@ class _Chunks:
     size: int
     documents: ChunkDocuments | None
 
-    def forward(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        segment = self._segment(tokens, inputs, parameters, state)
-        states = segment.states(state)
+    def forward(self, part: Part) -> tuple[Tensor, Tensor]:
+        segment = self._segment(part)
+        states = segment.states(part.state)
         return segment.outputs(states), states[:, -1]
 
-    def backward(
-        self,
-        tokens: slice,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        state: Tensor,
-        d_output: Tensor,
-        d_state: Tensor,
-        needed: Sequence[bool],
-    ) -> Gradients:
-        segment = self._segment(tokens, inputs, parameters, state)
-        found = segment.gradients(segment.states(state), d_output, d_state)
+    def backward(self, part: Part, d_output: Tensor, d_state: Tensor, needed: Sequence[bool]) -> Gradients:
+        segment = self._segment(part)
+        found = segment.gradients(segment.states(part.state), d_output, d_state)
         return Gradients((found.x, found.dt, found.B, found.C, found.A), found.state)
 
-    def _segment(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> Segment:
-        x, dt, B, C = inputs
-        (A,) = parameters
+    def _segment(self, part: Part) -> Segment:
+        x, dt, B, C = part.inputs
+        (A,) = part.parameters
         documents = None
         if self.documents is not None:
-            documents = self.documents.chunks(tokens.start // self.size, -(-tokens.stop // self.size))
-        return Segment.of(Inputs(x, dt, A, B, C), dtype=state.dtype, size=self.size, documents=documents)
+            first, end = part.tokens.start // self.size, -(-part.tokens.stop // self.size)
+            documents = self.documents.chunks(first, end)
+        return Segment.of(Inputs(x, dt, A, B, C), dtype=part.state.dtype, size=self.size, documents=documents)
 
 
 def _by_group(state: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from se_model.recurrence.protocol import InitialState
-from se_model.recurrence.segments import Gradients, by_segments
+from se_model.recurrence.segments import Gradients, Part, by_segments
 from se_model.recurrence.selective_scan.received import with_received_state
 from se_model.recurrence.selective_scan.segment import Inputs, Segment, by_channel, by_group
 from se_model.recurrence.selective_scan.shapes import check_shapes
@@ -79,34 +79,21 @@ class _Chunks:
 
     begins: Tensor | None
 
-    def forward(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        segment = self._segment(tokens, inputs, parameters, state)
-        states = segment.states(state)
-        return segment.outputs(states).to(inputs[0].dtype), states[:, -1]
+    def forward(self, part: Part) -> tuple[Tensor, Tensor]:
+        segment = self._segment(part)
+        states = segment.states(part.state)
+        return segment.outputs(states).to(part.inputs[0].dtype), states[:, -1]
 
-    def backward(
-        self,
-        tokens: slice,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        state: Tensor,
-        d_output: Tensor,
-        d_state: Tensor,
-        needed: Sequence[bool],
-    ) -> Gradients:
-        segment = self._segment(tokens, inputs, parameters, state)
-        found = segment.gradients(segment.states(state), d_output, d_state)
+    def backward(self, part: Part, d_output: Tensor, d_state: Tensor, needed: Sequence[bool]) -> Gradients:
+        segment = self._segment(part)
+        found = segment.gradients(segment.states(part.state), d_output, d_state)
         return Gradients((found.u, found.dt, found.B, found.C, found.A), found.state)
 
-    def _segment(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> Segment:
-        u, dt, B, C = inputs
-        (A,) = parameters
-        begins = None if self.begins is None else self.begins[tokens]
-        return Segment.of(Inputs(u, dt, A, B, C), dtype=state.dtype, begins=begins)
+    def _segment(self, part: Part) -> Segment:
+        u, dt, B, C = part.inputs
+        (A,) = part.parameters
+        begins = None if self.begins is None else self.begins[part.tokens]
+        return Segment.of(Inputs(u, dt, A, B, C), dtype=part.state.dtype, begins=begins)
 
 
 def _begins(documents: DocumentBounds, device: torch.device) -> Tensor:

@@ -6,13 +6,13 @@ long as t is in the first token's document. So a scan need not wait for other ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from se_model.recurrence.chunks import decay
-from se_model.recurrence.segments import DifferentiatedStep, by_segments
+from se_model.recurrence.segments import DifferentiatedStep, Part, by_segments
 from se_model.recurrence.selective_scan.segment import by_channel, by_group
 from se_model.span.documents import DocumentBounds
 
@@ -48,12 +48,11 @@ def with_received_state(
     return y, left
 
 
-def _given(
-    _: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _given(part: Part) -> tuple[Tensor, Tensor]:
     """What a state [B, G, N, d] gives to the tokens behind it, [B, tokens, D], and what they leave of it."""
-    dt, C = inputs
-    (A,) = parameters
+    dt, C = part.inputs
+    (A,) = part.parameters
+    state = part.state
     passed = dt.to(torch.float64).cumsum(1).unflatten(-1, (A.shape[0], 1, -1))  # [B, tokens, G, 1, d]
     states = decay(passed.to(state.dtype) * A.to(state.dtype)) * state[:, None]
     return (C.to(state.dtype)[..., None, :] @ states).flatten(2), states[:, -1]

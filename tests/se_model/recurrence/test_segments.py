@@ -8,18 +8,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import peak_bytes, saved_bytes
-from se_model.recurrence.segments import DifferentiatedStep, Gradients, by_segments
+from se_model.recurrence.segments import DifferentiatedStep, Gradients, Part, by_segments
 from tests.tolerances import F64_SHORT, within
 
 LENGTH, WIDTH = 23, 3
 
 
-def fading_sum(
-    tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-) -> tuple[Tensor, Tensor]:
+def fading_sum(part: Part) -> tuple[Tensor, Tensor]:
     """h_t = rate h_(t-1) + gate_t x_t; y_t = h_t^2."""
-    x, gate = inputs
-    (rate,) = parameters
+    x, gate = part.inputs
+    (rate,) = part.parameters
+    state = part.state
     outputs = []
     for t in range(x.shape[1]):
         state = rate * state + gate[:, t] * x[:, t]
@@ -37,7 +36,7 @@ def tensors() -> list[Tensor]:
 @pytest.mark.parametrize("size", [1, 5, 22, 23, 64])
 def test_outputs_state_and_every_gradient(size: int) -> None:
     x, gate, rate, state = given = tensors()
-    whole = fading_sum(slice(0, LENGTH), [x, gate], [rate], state)
+    whole = fading_sum(Part(slice(0, LENGTH), [x, gate], [rate], state))
     cut = by_segments(DifferentiatedStep(fading_sum), [x, gate], [rate], state, size=size)
     weights = [torch.randn_like(each) for each in whole]
 
@@ -84,25 +83,14 @@ def test_activation_checkpointing_repeats_it() -> None:
 class ScaledSum:
     """h_t = h_(t-1) + rate x_t; y = h, with the gradients written out: that of rate in float64."""
 
-    def forward(
-        self, tokens: slice, inputs: Sequence[Tensor], parameters: Sequence[Tensor], state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        y = state[:, None] + parameters[0] * inputs[0].cumsum(1)
+    def forward(self, part: Part) -> tuple[Tensor, Tensor]:
+        y = part.state[:, None] + part.parameters[0] * part.inputs[0].cumsum(1)
         return y, y[:, -1]
 
-    def backward(
-        self,
-        tokens: slice,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        state: Tensor,
-        d_output: Tensor,
-        d_state: Tensor,
-        needed: Sequence[bool],
-    ) -> Gradients:
+    def backward(self, part: Part, d_output: Tensor, d_state: Tensor, needed: Sequence[bool]) -> Gradients:
         behind = d_output.flip(1).cumsum(1).flip(1) + d_state[:, None]
-        of_rate = (behind.double() * inputs[0].double()).sum((0, 1))
-        of_x = behind * parameters[0] if needed[0] else None
+        of_rate = (behind.double() * part.inputs[0].double()).sum((0, 1))
+        of_x = behind * part.parameters[0] if needed[0] else None
         return Gradients((of_x, of_rate), behind[:, 0])
 
 
@@ -114,7 +102,7 @@ def test_a_step_with_its_own_gradients(size: int) -> None:
         torch.autograd.grad(results[0].sin().sum() + results[1].sin().sum(), [x, rate, state])
         for results in (
             by_segments(step, [x], [rate], state, size=size),
-            step.forward(slice(0, LENGTH), [x], [rate], state),
+            step.forward(Part(slice(0, LENGTH), [x], [rate], state)),
         )
     )
     torch.testing.assert_close(found, expected, **within(F64_SHORT))
