@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pipelines.context import Context
@@ -17,9 +14,7 @@ from pipelines.evaluate.outcomes import FOLDER
 from pipelines.evaluate.run import evaluate
 from pipelines.evaluate.scores import read_samples
 from pipelines.recipe.keys.evaluate import EvaluateKeys
-
-ROOT = Path(__file__).parents[3]
-PATIENCE_SECONDS = 240
+from tests.processes import PATIENCE_SECONDS, running_program
 
 DRIVER = """
 import pickle, sys
@@ -43,27 +38,12 @@ def kept(output: Path) -> dict[str, int]:
 def run_and_kill(keys: EvaluateKeys, output: Path, *, batches: int) -> None:
     task, log = output / "task", output / "driver.log"
     task.write_bytes(pickle.dumps((keys, str(output))))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as written:
-        process = psutil.Popen(
-            [sys.executable, "-c", DRIVER, str(task)],
-            env=environment,
-            cwd=ROOT,
-            stdout=written,
-            stderr=written,
-        )
-    try:
+    with running_program(DRIVER, task, log) as process:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(kept(output)) < batches:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.01)
-    finally:
-        started = process.children(recursive=True) if process.is_running() else []
-        for each in [process, *started]:
-            if each.is_running():
-                each.kill()
-        process.wait()
 
 
 @pytest.mark.usefixtures("local_ray")

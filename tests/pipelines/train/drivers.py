@@ -1,8 +1,6 @@
 """A process that runs train stages on its own Ray, to be killed."""
 
-import os
 import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +8,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.train.job import TrainJob
-from tests.pipelines.train.conftest import ROOT
-
-PATIENCE_SECONDS = 240
+from tests.processes import running_program
 
 DRIVER = """
 import pickle, sys
@@ -34,17 +30,5 @@ def driver(folder: Path, *jobs: TrainJob) -> Iterator[psutil.Popen]:
     """
     task = folder / "tasks"
     task.write_bytes(pickle.dumps([(job.keys, job.output, job.seed) for job in jobs]))
-    environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    log = (folder / "driver.log").open("a")
-    process = psutil.Popen(
-        [sys.executable, "-c", DRIVER, str(task)], env=environment, cwd=ROOT, stdout=log, stderr=log
-    )
-    try:
+    with running_program(DRIVER, task, folder / "driver.log") as process:
         yield process
-    finally:
-        started = process.children(recursive=True) if process.is_running() else []
-        for each in [process, *started]:
-            if each.is_running():
-                each.kill()
-        process.wait()
-        log.close()

@@ -13,8 +13,9 @@ from pipelines.train.worker import engine as engine_module
 from pipelines.train.worker import step as steps_module
 from pipelines.train.worker.group import Group
 from tests.pipelines.train.conftest import MakeJob, Workers, write_corpus
-from tests.pipelines.train.drivers import PATIENCE_SECONDS, driver
+from tests.pipelines.train.drivers import driver
 from tests.pipelines.train.trainings import metrics, plain_loop, train_silently
+from tests.processes import PATIENCE_SECONDS
 from tests.se_model.tiny_models import UNKNOWN, tiny_model
 
 # Workers add the parts of a row's loss and gradients in another order than one worker does, in float32.

@@ -12,8 +12,9 @@ import torch
 
 from pipelines.train.job import TrainJob
 from tests.pipelines.train.conftest import MakeJob, Workers
-from tests.pipelines.train.drivers import PATIENCE_SECONDS, driver
+from tests.pipelines.train.drivers import driver
 from tests.pipelines.train.trainings import metrics, train_silently
+from tests.processes import PATIENCE_SECONDS
 
 
 def wait_for(condition: Callable[[], bool], process: psutil.Popen, log: Path) -> None:
