@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import ray
 
-from pipelines.errors import EspanError, one_line
+from pipelines.errors import one_line
 from pipelines.evaluate.crew import Crew
 from pipelines.evaluate.outcomes import Outcomes
 from pipelines.evaluate.units import Outcome, Unit
 from pipelines.evaluate.worker import Scorer
 from pipelines.system.progress import Progress, Task
+from pipelines.system.reserved_tasks import failure_of
 
 LOSSES = 3
 """How many crews of an evaluation may be lost, with a node for instance, and be replaced."""
@@ -101,11 +101,10 @@ class Fleet:
         Raises:
             EspanError: it was not lost but failed, or too many were lost.
         """
-        cause: Any = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if isinstance(cause, EspanError):
-            raise cause from error
-        if not crew.lost(error) or self._lost == LOSSES:
-            raise EspanError(f"a scoring worker failed: {type(cause).__name__}: {one_line(cause)}") from error
+        failure = failure_of(error, "a scoring worker failed")
+        told = failure is getattr(error, "cause", None)
+        if told or not crew.lost(error) or self._lost == LOSSES:
+            raise failure from error
         self._lost += 1
         self._progress.message(f"{self._label}: lost a worker, starts another: {one_line(error)}")
         crew.end()

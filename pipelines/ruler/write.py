@@ -11,7 +11,7 @@ folder that was copied elsewhere, `write_tasks` writes the tasks anew.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
@@ -127,25 +127,25 @@ def prompts_key(
 
 
 def write(
-    folder: str, key: PromptsKey, *, tokenizer: PreTrainedTokenizerFast, sources: Sources
+    folder: str, key: PromptsKey, make: Callable[[], Mapping[tuple[RulerTask, int], TaskEntry]]
 ) -> RulerManifest:
     """Writes all prompts of `key` below `folder`, unless they are there; others that are there are replaced.
 
+    make: has `write_documents` write every task at every length, and returns what it returned.
+
     Raises:
-        EspanError: a length is impossible for a task, or the tokenizer does not know the prompts' words.
+        EspanError: there is a manifest of another format; or what `make` raises.
     """
     found = find_manifest(folder)
-    if found is not None and found.key.same_as(key) and holds_all(folder, found):
+    if found is not None and found.key.same_as(key) and _complete(folder, found):
         write_tasks(folder, found)
         return found
     clear(folder)
-    entries = [
-        write_documents(folder, key, task, length, tokenizer=tokenizer, sources=sources)
-        for task in key.tasks
-        for length in key.lengths
-    ]
-    manifest = RulerManifest(key=key, entries=tuple(entries))
-    finish(folder, manifest)
+    made = make()
+    entries = tuple(made[task, length] for task in key.tasks for length in key.lengths)
+    manifest = RulerManifest(key=key, entries=entries)
+    write_tasks(folder, manifest)
+    storage.write_json_atomic(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"))
     return manifest
 
 
@@ -158,7 +158,7 @@ def write_documents(
     tokenizer: PreTrainedTokenizerFast,
     sources: Sources,
 ) -> TaskEntry:
-    """Writes one task of `key` at one length; the folder is finished by `finish`.
+    """Writes one task of `key` at one length; the folder is finished by `write`.
 
     Raises:
         EspanError: the length is impossible for the task, or the tokenizer does not know the prompts' words.
@@ -177,12 +177,6 @@ def write_documents(
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def finish(folder: str, manifest: RulerManifest) -> None:
-    """Writes the tasks and then the manifest: call it when all documents are in place."""
-    write_tasks(folder, manifest)
-    storage.write_json_atomic(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def write_tasks(folder: str, manifest: RulerManifest) -> None:
@@ -219,8 +213,7 @@ def clear(folder: str) -> None:
             storage.remove_folder(place)
 
 
-def holds_all(folder: str, manifest: RulerManifest) -> bool:
-    """Whether every file of documents is there, in its length."""
+def _complete(folder: str, manifest: RulerManifest) -> bool:
     for entry in manifest.entries:
         place = storage.join(folder, entry.name, DATA)
         if not storage.exists(place) or storage.file_size(place) != entry.bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import EspanError, one_line
 from pipelines.system.capacity import Capacity, cluster_capacity
 from pipelines.system.machine import bytes_text
 from pipelines.system.progress import Progress
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayError
 
 Result = TypeVar("Result")
 
@@ -40,15 +43,21 @@ def run_reserved(
     try:
         result: Result = ray.get(reference)
     except ray.exceptions.RayError as error:
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if isinstance(cause, EspanError):
-            raise cause from error
-        what = one_line(cause)
-        raise EspanError(f"{label} failed: {type(cause).__name__}: {what}") from error
+        raise failure_of(error, f"{label} failed") from error
     except BaseException:
         ray.cancel(reference)
         raise
     return result
+
+
+def failure_of(error: RayError, what: str) -> EspanError:
+    """Returns what a task or actor told in its own words, or `what` with the error that it failed of."""
+    import ray
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if isinstance(cause, EspanError):
+        return cause
+    return EspanError(f"{what}: {type(cause).__name__}: {one_line(cause)}")
 
 
 def give_memory_back() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import ray
 
-from pipelines.errors import EspanError
 from pipelines.evaluate.harness.measure import Label
 from pipelines.evaluate.harness.tasks import Loaded, load_tasks, task_manager
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
@@ -23,16 +22,14 @@ from pipelines.ruler.write import (
     PromptsKey,
     RulerManifest,
     TaskEntry,
-    clear,
-    find_manifest,
-    finish,
-    holds_all,
     prompts_key,
+    write,
     write_documents,
     write_tasks,
 )
 from pipelines.system import storage
 from pipelines.system.progress import Progress
+from pipelines.system.reserved_tasks import failure_of
 
 METRIC = "string_match"
 """Mean over prompts of the fraction of expected strings that the text holds."""
@@ -76,27 +73,7 @@ def make_prompts(
         tokenizer_sha256=tokenizer_hash(loaded),
         sources=data.read(),
     )
-    found = find_manifest(folder)
-    if found is not None and found.key.same_as(key) and holds_all(folder, found):
-        return found
-    clear(folder)
-    make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
-    pending = {make.remote(folder, key, *each, data): each for each in _in_order(keys)}
-    entries: dict[tuple[RulerTask, int], TaskEntry] = {}
-    with progress.task(f"{label}: prompts", total=len(pending), unit="tasks") as shown:
-        try:
-            while pending:
-                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-                entries[pending.pop(ready)] = _result(ready)
-                shown.advance()
-        finally:
-            for reference in pending:  # of a failure: nobody waits for the others
-                ray.cancel(reference, force=True)
-    manifest = RulerManifest(
-        key=key, entries=tuple(entries[task, length] for task in keys.tasks for length in keys.lengths)
-    )
-    finish(folder, manifest)
-    return manifest
+    return write(folder, key, lambda: _made(folder, key, data, _in_order(keys), label, progress))
 
 
 def load_prompts(folder: str, manifest: RulerManifest) -> tuple[Loaded, dict[str, Label]]:
@@ -110,7 +87,7 @@ def load_prompts(folder: str, manifest: RulerManifest) -> tuple[Loaded, dict[str
         if storage.is_remote(folder):  # lm-eval looks for tasks in a local folder
             place = scratch
             storage.download_folder(folder, scratch)
-        write_tasks(place, manifest)  # the folder may have been moved
+            write_tasks(scratch, manifest)
         return load_tasks(list(labels), task_manager(place, builtin=False), fewshot=0), labels
 
 
@@ -134,6 +111,33 @@ def _questions(keys: RulerSection) -> tuple[tuple[QuestionTask, str], ...]:
     return tuple((task, place) for task, place in given.items() if place is not None and task in keys.tasks)
 
 
+def _made(
+    folder: str,
+    key: PromptsKey,
+    data: _Data,
+    order: Sequence[tuple[RulerTask, int]],
+    label: str,
+    progress: Progress,
+) -> dict[tuple[RulerTask, int], TaskEntry]:
+    """Has the documents of every task and length written by Ray tasks."""
+    make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
+    pending = {make.remote(folder, key, *each, data): each for each in order}
+    entries: dict[tuple[RulerTask, int], TaskEntry] = {}
+    with progress.task(f"{label}: prompts", total=len(pending), unit="tasks") as shown:
+        try:
+            while pending:
+                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+                where = pending.pop(ready)
+                entries[where] = ray.get(ready)
+                shown.advance()
+        except ray.exceptions.RayError as error:
+            raise failure_of(error, "making RULER's prompts failed") from error
+        finally:
+            for reference in pending:  # of a failure: nobody waits for the others
+                ray.cancel(reference, force=True)
+    return entries
+
+
 def _make(folder: str, key: PromptsKey, task: RulerTask, length: int, data: _Data) -> TaskEntry:
     tokenizer = load_tokenizer(key.tokenizer)
     return write_documents(folder, key, task, length, tokenizer=tokenizer, sources=_sources(data))
@@ -143,13 +147,3 @@ def _make(folder: str, key: PromptsKey, task: RulerTask, length: int, data: _Dat
 def _sources(data: _Data) -> Sources:
     """The texts, read once in each process."""
     return data.read()
-
-
-def _result(reference: Any) -> TaskEntry:
-    try:
-        entry: TaskEntry = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EspanError):
-            raise error.cause from error
-        raise
-    return entry

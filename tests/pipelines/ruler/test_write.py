@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from pipelines.recipe.keys.ruler import RulerTask
 from pipelines.ruler import write as writing
 from pipelines.ruler.compositions import Sources
 from pipelines.ruler.tasks import answer_tokens
-from pipelines.ruler.write import PromptsKey, find_manifest, prompts_key, write, write_tasks
+from pipelines.ruler.write import (
+    PromptsKey,
+    RulerManifest,
+    TaskEntry,
+    find_manifest,
+    prompts_key,
+    write_tasks,
+)
 from tests.pipelines.ruler.material import tokenizer_of
 
 TASKS: tuple[RulerTask, ...] = ("niah_multivalue", "cwe", "qa_squad")
@@ -30,10 +38,23 @@ def key_of(sources: Sources, **changed: Any) -> PromptsKey:
     return prompts_key(tokenizer=tokenizer_of("digits"), sources=sources, **given)
 
 
+def write(place: str, key: PromptsKey, sources: Sources) -> RulerManifest:
+    """Writes all prompts, one task after another."""
+    tokenizer = tokenizer_of("digits")
+
+    def make() -> dict[tuple[RulerTask, int], TaskEntry]:
+        return {
+            each: writing.write_documents(place, key, *each, tokenizer=tokenizer, sources=sources)
+            for each in itertools.product(key.tasks, key.lengths)
+        }
+
+    return writing.write(place, key, make)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, sources: Sources) -> Path:
     place = tmp_path / "ruler"
-    write(str(place), key_of(sources), tokenizer=tokenizer_of("digits"), sources=sources)
+    write(str(place), key_of(sources), sources)
     return place
 
 
@@ -86,11 +107,11 @@ def test_prompts_that_are_there_are_not_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(writing, "generate", None)
         same = key_of(sources, reference="elsewhere")
-        write(str(folder), same, tokenizer=tokenizer_of("digits"), sources=sources)
+        write(str(folder), same, sources)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     data = folder / f"ruler_cwe_{LENGTH}" / "data.arrow"
     data.write_bytes(data.read_bytes()[:-1])
-    write(str(folder), key_of(sources), tokenizer=tokenizer_of("digits"), sources=sources)
+    write(str(folder), key_of(sources), sources)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -103,7 +124,7 @@ def test_other_prompts_are_replaced_and_other_files_stay(
     (folder / "notes.txt").write_text("mine")
     (folder / "ruler_cwe_notes").mkdir()
     key = key_of(sources, tasks=("niah_single_1",), **change)
-    manifest = write(str(folder), key, tokenizer=tokenizer_of("digits"), sources=sources)
+    manifest = write(str(folder), key, sources)
     assert find_manifest(str(folder)) == manifest
     names = {entry.name for entry in manifest.entries}
     assert {path.name for path in folder.iterdir()} == {
@@ -125,7 +146,7 @@ def test_a_folder_is_finished_by_its_manifest(tmp_path: Path, sources: Sources) 
     place = str(tmp_path)
     key = key_of(sources, tasks=("niah_single_1", "niah_single_2"), lengths=(600, 100))
     with pytest.raises(EspanError, match=r"niah_single_1 has no prompts of 100 tokens"):
-        write(place, key, tokenizer=tokenizer_of("digits"), sources=sources)
+        write(place, key, sources)
     assert (tmp_path / "ruler_niah_single_1_600" / "data.arrow").exists()
     assert find_manifest(place) is None
     (tmp_path / "manifest.json").write_text('{"format": "espan-ruler/0"}')
