@@ -20,9 +20,48 @@ from transformers import DynamicCache
 from pipelines.evaluate.language_model.batches import batches
 from pipelines.evaluate.language_model.cache import join, known_cache, select
 from pipelines.evaluate.language_model.encode import Prompt
+from pipelines.evaluate.language_model.stopping import Stops, check_greedy
 from se_model import SpanConfig
 from se_model.attach import attached
 from se_model.loss import head_of, unwrap
+
+TOKENS_PER_CACHE = 65_536
+
+
+def complete(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    stops: Stops,
+    *,
+    tokens_per_batch: int = 4096,
+    tokens_per_cache: int = TOKENS_PER_CACHE,
+) -> list[str]:
+    """Returns what greedy decoding writes after each prompt, before the first stop.
+
+    Args:
+        model: a transformers causal language model, attention attached or not.
+        prompts: see `Encoder`.
+        stops: what ends a text.
+        tokens_per_batch: of prompts that are read together.
+        tokens_per_cache: of rows that are decoded together, padding and new tokens counted; `cache_bytes`
+            says what they take.
+
+    Raises:
+        EspanError: as `check_greedy` and `continue_prompts`.
+    """
+    if (settings := unwrap(model).generation_config) is not None:
+        check_greedy(settings)
+    texts = [""] * len(prompts)
+    for batch in batches([prompt.tokens for prompt in prompts], tokens_per_batch=tokens_per_cache):
+        generated = continue_prompts(
+            model,
+            [prompts[row] for row in batch],
+            ends=stops.end,
+            tokens_per_batch=tokens_per_batch,
+        )
+        for row, tokens in zip(batch, generated, strict=True):
+            texts[row] = stops.text(tokens)
+    return texts
 
 
 def continue_prompts(

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
-from pipelines.evaluate.language_model.requests import TOKENS_PER_CACHE, complete
+from pipelines.evaluate.language_model.generate import TOKENS_PER_CACHE, complete
 from pipelines.evaluate.language_model.score import Likelihood, score
 from pipelines.evaluate.language_model.stopping import Generation, Stops
 from pipelines.evaluate.worker import Worker
@@ -110,7 +110,7 @@ class EspanLM(RequestLM):
         max_length: the most tokens that a row may have; see `Encoder.of`.
         add_bos: whether texts begin with the BOS token; None for as the tokenizer does by default.
         tokens_per_batch: tokens that go through the model together.
-        tokens_per_cache: tokens of rows that are decoded together; see `requests.complete`.
+        tokens_per_cache: tokens of rows that are decoded together; see `generate.complete`.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
-from pipelines.evaluate.language_model.requests import complete
+from pipelines.evaluate.language_model.generate import complete
 from pipelines.evaluate.language_model.score import score
 from pipelines.evaluate.language_model.stopping import Stops
 from pipelines.evaluate.units import Outcome

@@ -10,7 +10,7 @@ from pipelines.errors import EspanError
 from pipelines.evaluate.language_model.batches import batches
 from pipelines.evaluate.language_model.encode import Prompt
 from pipelines.evaluate.language_model.generate import continue_prompts
-from pipelines.evaluate.language_model.requests import generate
+from pipelines.evaluate.language_model.model import EspanLM
 from pipelines.evaluate.language_model.stopping import Generation, Stops, check_greedy
 from se_model import SpanConfig, attach
 from tests.pipelines.evaluate.language_model.tiny import (
@@ -55,7 +55,8 @@ def test_texts_are_those_of_lm_eval(model, tokenizer, stop):
     # lm-eval's own cannot continue nothing: it is given the token that stands for it.
     requests = [(context or tokenizer.bos_token, asked) for context in CONTEXTS]
     expected = lm.generate_until(instances("generate_until", *requests), True)
-    found = generate(model, tokenizer, CONTEXTS, stop=stop, max_new_tokens=20)
+    own = [(context, asked) for context in CONTEXTS]
+    found = EspanLM(model, tokenizer).generate_until(instances("generate_until", *own))
     assert found == expected
     assert len(set(found)) > 1
 

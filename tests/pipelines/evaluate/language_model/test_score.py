@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pipelines.evaluate.language_model.model import EspanLM
-from pipelines.evaluate.language_model.requests import loglikelihoods, rolling_loglikelihoods
 from pipelines.evaluate.language_model.score import score
 from pipelines.evaluate.worker import Worker
 from se_model import SpanConfig, attach
@@ -37,14 +36,16 @@ def assert_alike(found, expected):
 
 def test_log_likelihoods_are_those_of_lm_eval(model, tokenizer):
     expected = lm_eval_model(model, tokenizer).loglikelihood(instances("loglikelihood", *PAIRS), True)
-    assert_alike(loglikelihoods(model, tokenizer, PAIRS, tokens_per_batch=100), expected)
+    found = EspanLM(model, tokenizer, tokens_per_batch=100).loglikelihood(instances("loglikelihood", *PAIRS))
+    assert_alike(found, expected)
 
 
 def test_logits_are_scaled_as_the_model_scales_them(model_of, tokenizer):
     model = model_of("granitemoehybrid")
     model.config.logits_scaling = 3.0
     expected = lm_eval_model(model, tokenizer).loglikelihood(instances("loglikelihood", *PAIRS[:3]), True)
-    assert_alike(loglikelihoods(model, tokenizer, PAIRS[:3]), expected)
+    found = EspanLM(model, tokenizer).loglikelihood(instances("loglikelihood", *PAIRS[:3]))
+    assert_alike(found, expected)
 
 
 def test_only_what_greedy_decoding_writes_is_greedy(model):
@@ -63,7 +64,8 @@ def test_only_what_greedy_decoding_writes_is_greedy(model):
 def test_rolling_log_likelihoods_are_those_of_lm_eval(model, tokenizer, text):
     lm = lm_eval_model(model, tokenizer, max_length=24)
     (expected,) = lm.loglikelihood_rolling(instances("loglikelihood_rolling", (text,)), True)
-    found = rolling_loglikelihoods(model, tokenizer, [text, "x"], max_length=24, tokens_per_batch=60)
+    own = EspanLM(model, tokenizer, max_length=24, tokens_per_batch=60)
+    found = own.loglikelihood_rolling(instances("loglikelihood_rolling", (text,), ("x",)))
     assert found[0] == pytest.approx(expected, rel=F32)
 
 
