@@ -18,6 +18,7 @@ from pipelines.models.tokenizer_answers import check_remembered
 from pipelines.prepare.shards import MANIFEST, split_folder
 from pipelines.recipe.keys.evaluate import EvaluateKeys, PerplexitySection, RecallSection
 from pipelines.recipe.keys.prepare import PrepareKeys
+from pipelines.recipe.keys.ruler import RulerSection
 from pipelines.system import storage
 from pipelines.system.capacity import Capacity, expected_capacity
 from pipelines.system.precision import choose_precision
@@ -79,15 +80,11 @@ def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
         "precision": choose_precision(keys.precision, workers).text(workers.gpus),
     }
     if keys.recall:
-        tasks, lengths, samples = len(keys.recall.tasks), keys.recall.lengths, keys.recall.samples
-        tokens = tasks * samples * sum(lengths)
-        said["recall"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
+        said["recall"] = _prompts_text(keys.recall)
         found = recall_tokenizer(keys, context)
         said["tokenizer"] = tokenizers.pinned(found) if found else f"that of stage '{keys.model}'"
     if keys.ruler:
-        tasks, lengths, samples = len(keys.ruler.tasks), keys.ruler.lengths, keys.ruler.samples
-        tokens = tasks * samples * sum(lengths)
-        said["ruler"] = f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
+        said["ruler"] = _prompts_text(keys.ruler)
     if keys.harness:
         each = "all documents" if keys.harness.limit is None else f"{keys.harness.limit} documents of each"
         said["harness"] = f"{', '.join(keys.harness.tasks)}; {each}"
@@ -103,6 +100,12 @@ def plan(keys: EvaluateKeys, context: CheckContext) -> Mapping[str, str]:
 
 
 CHECK = Check(check=check, plan=plan, external_inputs=external_inputs)
+
+
+def _prompts_text(keys: RecallSection | RulerSection) -> str:
+    tasks, lengths, samples = len(keys.tasks), keys.lengths, keys.samples
+    tokens = tasks * samples * sum(lengths)
+    return f"{tasks} tasks x {len(lengths)} lengths x {samples} prompts, {tokens:,} tokens"
 
 
 def reservation(keys: EvaluateKeys, capacity: Capacity) -> Reservation:

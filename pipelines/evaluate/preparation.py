@@ -12,7 +12,7 @@ from pipelines.evaluate.measures import Measure, Perplexity, Recall
 from pipelines.evaluate.perplexity import perplexity_units
 from pipelines.evaluate.recall import recall_units
 from pipelines.evaluate.windows import WindowSource, find_windows
-from pipelines.models.merging import outline
+from pipelines.models.merging import configuration_of
 from pipelines.models.references import ModelSource
 from pipelines.models.tokenizers import load_tokenizer, pinned
 from pipelines.prepare.shards import split_folder
@@ -138,7 +138,7 @@ def _model_side(stage: EvaluateKeys, model: ModelSource, tokenizer: str) -> tupl
     """Returns a model's configuration, and what makes tokens of requests to it."""
     from pipelines.evaluate.language_model.encode import Encoder
 
-    config = outline(model).config
+    config = configuration_of(model)
     add_bos = None if stage.bos == "auto" else stage.bos
     return config, Encoder.of(config, load_tokenizer(tokenizer), add_bos=add_bos)
 

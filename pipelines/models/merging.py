@@ -23,7 +23,7 @@ from pipelines.system.progress import Progress
 from pipelines.system.reserved_tasks import PROCESS_BYTES, give_memory_back, run_reserved
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def write_merged(source: ModelSource, folder: Path, dtype: torch.dtype | None, whole: bool = False) -> None:
@@ -71,7 +71,7 @@ def merge_bytes(source: ModelSource, forward_tokens: int = 0) -> tuple[int, int]
         source: the model.
         forward_tokens: tokens that are also run through the model, layer by layer; 0 for none.
     """
-    model = outline(source)
+    model = _outline(source)
     sizes = [parameter.numel() for parameter in model.parameters()]
     layer = max(sum(each.numel() for _, _, each in unit.parameters()) for unit in units(model))
     logits = forward_tokens * model.config.get_text_config().vocab_size
@@ -83,7 +83,7 @@ def merge_bytes(source: ModelSource, forward_tokens: int = 0) -> tuple[int, int]
 
 def loaded_bytes(source: ModelSource, dtype: torch.dtype) -> int:
     """Returns the main memory of a process that loads `source`, merged, and runs a few rows, in bytes."""
-    parameters = sum(parameter.numel() for parameter in outline(source).parameters())
+    parameters = sum(parameter.numel() for parameter in _outline(source).parameters())
     return PROCESS_BYTES + int(1.25 * parameters * dtype.itemsize)
 
 
@@ -101,11 +101,18 @@ def merge_into(source: ModelSource, place: str, label: str, progress: Progress) 
         run_reserved(_merge_into, source, place, True, memory=whole, label=label, progress=progress)
 
 
-def outline(source: ModelSource) -> PreTrainedModel:
-    """Returns the skeleton of a model, of which only config.json is read."""
+def configuration_of(source: ModelSource) -> PreTrainedConfig:
+    """Returns the configuration of a model, of which only config.json is read."""
     folder = configuration_folder(source.base) or local_folder(source.base)
     with quiet_transformers():
-        model = skeleton(read_configuration(folder), torch.float32)
+        return read_configuration(folder)
+
+
+def _outline(source: ModelSource) -> PreTrainedModel:
+    """Returns the skeleton of a model, of which only config.json is read."""
+    configuration = configuration_of(source)
+    with quiet_transformers():
+        model = skeleton(configuration, torch.float32)
     model.tie_weights()
     return model
 

@@ -52,7 +52,7 @@ def check_ruler(keys: RulerSection, stage: EvaluateKeys, context: CheckContext) 
             raise InvalidKeyError(f"ruler.{name}", f"{place}: no such file of questions")
     model = described_model(stage.model, context)
     if model is not None:
-        check_lengths(keys, stage.model, positions_of(model.load()))
+        check_lengths(keys, stage.model, model.remembered("positions", None, positions_of))
 
 
 def check_lengths(keys: RulerSection, model: str, positions: int | None) -> None:
