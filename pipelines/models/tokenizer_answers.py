@@ -27,7 +27,7 @@ def bos_of(reference: str, choice: BosChoice) -> int | None:
     Raises:
         EspanError: as `chosen_bos` and `load_tokenizer`.
     """
-    bos: int | None = _asked(
+    bos: int | None = asked(
         reference, ["bos", choice], lambda tokenizer: chosen_bos(tokenizer, choice, reference)
     )
     return bos
@@ -39,7 +39,7 @@ def bos_text_of(reference: str, bos: int | None, choice: BosChoice) -> str | Non
     Raises:
         EspanError: as `load_tokenizer`.
     """
-    text: str | None = _asked(
+    text: str | None = asked(
         reference, ["bos text", bos, choice], lambda tokenizer: bos_text(tokenizer, bos, choice)
     )
     return text
@@ -47,9 +47,7 @@ def bos_text_of(reference: str, bos: int | None, choice: BosChoice) -> str | Non
 
 def token_of(reference: str, number: int | None) -> str:
     """Returns a token by its number."""
-    return str(
-        _asked(reference, ["token", number], lambda tokenizer: tokenizer.convert_ids_to_tokens(number))
-    )
+    return str(asked(reference, ["token", number], lambda tokenizer: tokenizer.convert_ids_to_tokens(number)))
 
 
 def identity_of(reference: str) -> tuple[str, int, int | None]:
@@ -62,7 +60,7 @@ def identity_of(reference: str) -> tuple[str, int, int | None]:
     def identity(tokenizer: PreTrainedTokenizerFast) -> list[Any]:
         return [tokenizer_hash(tokenizer), len(tokenizer), tokenizer.eos_token_id]
 
-    sha256, words, end = _asked(reference, ["identity"], identity)
+    sha256, words, end = asked(reference, ["identity"], identity)
     return sha256, words, end
 
 
@@ -83,7 +81,14 @@ def check_remembered(reference: str) -> None:
     remembered(question, check, lambda: _contents(place) == contents)
 
 
-def _asked(reference: str, what: list[Any], ask: Callable[[PreTrainedTokenizerFast], Any]) -> Any:
+def asked(reference: str, what: list[Any], ask: Callable[[PreTrainedTokenizerFast], Any]) -> Any:
+    """Returns what `ask` says of the tokenizer, or said when these files were asked the same before.
+
+    Args:
+        reference: of the tokenizer.
+        what: names the question, and all that the answer depends on beside the tokenizer, as JSON.
+        ask: returns the answer, as JSON; exceptions are not cached.
+    """
     place = local_tokenizer(reference)
     contents = _contents(place)
     question = None if contents is None else ["tokenizer", what, contents]

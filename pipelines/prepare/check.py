@@ -8,9 +8,9 @@ from operator import mul
 from pipelines.context import Check, CheckContext
 from pipelines.errors import EspanError, InvalidKeyError
 from pipelines.models.tokenizer_answers import bos_of, bos_text_of, check_remembered
-from pipelines.models.tokenizers import external_files, load_tokenizer, pinned
+from pipelines.models.tokenizers import external_files, pinned
 from pipelines.prepare.decompress import zstd_window
-from pipelines.prepare.generated import refuse_impossible
+from pipelines.prepare.generated import check_documents
 from pipelines.prepare.sources import (
     files_of,
     git_lfs_pointers,
@@ -70,13 +70,11 @@ def check(keys: PrepareKeys, context: CheckContext) -> None:
 
 
 def _check_ruler(keys: PrepareKeys) -> None:
-    if keys.ruler_sources:
-        tokenizer = load_tokenizer(keys.tokenizer)
-        for ordinal, source in keys.ruler_sources.items():
-            try:
-                refuse_impossible(source, tokenizer)
-            except EspanError as error:
-                raise InvalidKeyError(f"sources.{ordinal}.ruler", str(error)) from error
+    for ordinal, source in keys.ruler_sources.items():
+        try:
+            check_documents(source.ruler, keys.tokenizer)
+        except EspanError as error:
+            raise InvalidKeyError(f"sources.{ordinal}.ruler", str(error)) from error
 
 
 def plan(keys: PrepareKeys, context: CheckContext) -> Mapping[str, str]:

@@ -7,10 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.errors import EspanError
+from pipelines.models.tokenizer_answers import asked
 from pipelines.needles.compose import needle_document
 from pipelines.prepare.text import UnusableError
 from pipelines.recipe.keys.prepare import NeedlesSource, RulerSource
+from pipelines.recipe.keys.ruler import RulerDocuments
 from pipelines.ruler.documents import Documents, TooShortError
+from pipelines.ruler.essays import read_essays
+from pipelines.ruler.tasks import needs_essays
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,23 +40,38 @@ def generator(source: NeedlesSource | RulerSource, seed: int, tokenizer: Tokeniz
     return partial(_ruler_document, Documents(source.ruler, seed, fast))
 
 
-def refuse_impossible(source: RulerSource, tokenizer: PreTrainedTokenizerFast) -> None:
+def check_documents(spec: RulerDocuments, tokenizer: str) -> None:
     """Refuses documents that are too short for one of their tasks, and a tokenizer that cannot write them.
+
+    Some of each task are made, unless these very documents have passed before.
+
+    Args:
+        spec: what documents look like.
+        tokenizer: a reference.
 
     Raises:
         EspanError: says so of the task.
     """
-    tasks = source.ruler.tasks
-    documents = Documents(source.ruler, 0, tokenizer)
-    for number, task in enumerate(tasks):
+    essays = read_essays(spec.essays).sha256 if any(map(needs_essays, spec.tasks)) else None
+
+    def check(loaded: PreTrainedTokenizerFast) -> bool:
+        _make_some(spec, loaded)
+        return True
+
+    asked(tokenizer, ["ruler documents", spec.model_dump(mode="json", exclude={"essays"}), essays], check)
+
+
+def _make_some(spec: RulerDocuments, tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = Documents(spec, 0, tokenizer)
+    for number, task in enumerate(spec.tasks):
         least = 0
-        for index in range(number, number + _TRIED * len(tasks), len(tasks)):
+        for index in range(number, number + _TRIED * len(spec.tasks), len(spec.tasks)):
             try:
                 documents.check_known(index)
             except TooShortError as error:
                 least = max(least, error.tokens)
         if least:
-            what = f"RULER's {task} has no documents of {source.ruler.tokens} tokens with this tokenizer"
+            what = f"RULER's {task} has no documents of {spec.tokens} tokens with this tokenizer"
             raise EspanError(f"{what}: the shortest have about {least}; ask for more, or leave it out")
 
 

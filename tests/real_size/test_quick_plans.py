@@ -20,8 +20,9 @@ from pipelines.system import storage
 from pipelines.system.node_cache import VARIABLE
 
 ROOT = Path(__file__).parents[2]
-QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
-HEAVY = {"torch", "transformers", "peft", "ray", "deepspeed"}
+RECIPES = ROOT / "pipelines" / "recipes"
+QUICKSTART = RECIPES / "quickstart.yaml"
+HEAVY = {"nltk", "torch", "transformers", "peft", "ray", "deepspeed"}
 COMMAND = """
 import atexit, sys
 atexit.register(lambda: print("loaded", *sorted({name.partition(".")[0] for name in sys.modules})))
@@ -47,11 +48,13 @@ def espan(folder: Path, *arguments: str, root: Path = ROOT) -> tuple[str, set[st
     return text, set(loaded.split())
 
 
-def test_a_second_plan_says_the_same_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    first, loaded = espan(tmp_path, "plan", str(QUICKSTART))
+@pytest.mark.parametrize("recipe", ["quickstart", "ruler"])
+def test_a_second_plan_says_the_same_and_loads_nothing_heavy(recipe: str, tmp_path: Path) -> None:
+    place = str(RECIPES / f"{recipe}.yaml")
+    first, loaded = espan(tmp_path, "plan", place)
     assert HEAVY & loaded >= {"torch", "transformers"}, "the first plan has nothing to ask"
     assert "memory: " in first
-    second, loaded = espan(tmp_path, "plan", str(QUICKSTART))
+    second, loaded = espan(tmp_path, "plan", place)
     assert second == first
     assert not HEAVY & loaded
 
