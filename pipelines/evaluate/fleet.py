@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import ray
+import torch
 
 from pipelines.errors import one_line
 from pipelines.evaluate.crew import Crew
@@ -45,6 +46,11 @@ class Fleet:
     ) -> None:
         for crew in self._crews:
             crew.end()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self._scorer.dtype
 
     def score(self, units: Sequence[Unit], what: str) -> list[Outcome]:
         """Returns the outcome of each unit, in order; those that are known from before are not scored again.

@@ -15,7 +15,7 @@ from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.harness.aggregated import aggregated_interval
 from pipelines.evaluate.harness.quiet import quiet_lm_eval
 from pipelines.evaluate.harness.tasks import Loaded
-from pipelines.evaluate.language_model.cache import cache_size
+from pipelines.evaluate.language_model.cache import CACHE_BYTES, cache_size
 from pipelines.evaluate.language_model.encode import Encoder
 from pipelines.evaluate.language_model.fleet_model import FleetLM
 from pipelines.evaluate.measures import Found, throughput
@@ -76,7 +76,12 @@ class Harness:
         from lm_eval.evaluator import evaluate
 
         model = FleetLM(
-            fleet, self.encoder, self.tokenizer, what=self.name, tokens_per_batch=self.tokens_per_batch
+            fleet,
+            self.encoder,
+            self.tokenizer,
+            what=self.name,
+            tokens_per_batch=self.tokens_per_batch,
+            config=self.config,
         )
         try:
             with quiet_lm_eval():
@@ -92,8 +97,7 @@ class Harness:
         """As `Measure.room`: what the model keeps of the rows that are generated together."""
         if not self.longest:
             return 0
-        rows = max(1, self.tokens_per_batch // self.longest)
-        return cache_size(self.config, dtype).bytes(self.longest, rows)
+        return max(CACHE_BYTES, cache_size(self.config, dtype).bytes(self.longest))
 
     def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
         label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))

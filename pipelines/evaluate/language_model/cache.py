@@ -9,7 +9,7 @@ them. Nothing is asked of the architecture but that its cache is made of layers 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, cache_utils
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.language_model.batches import Fits
+from pipelines.evaluate.language_model.in_place import InPlace
 from se_model.loss import unwrap
 
 _KNOWN_LAYERS = (
@@ -28,6 +30,9 @@ _KNOWN_LAYERS = (
     cache_utils.LinearAttentionAndSlidingWindowAttentionLayer,
     cache_utils.DummyLayer,
 )
+CACHE_BYTES = 1 << 30
+"""What is kept of rows that are decoded together takes no more, unless a single row does."""
+
 _BY_TOKEN = ("keys", "values")
 _STATES = ("conv_states", "recurrent_states")
 
@@ -49,6 +54,10 @@ class CacheSize:
         """Returns the bytes of `rows` rows of `tokens` tokens each, padding included."""
         kept = sum(each * (tokens if most is None else min(tokens, most)) for each, most in self.layers)
         return rows * (self.states + kept)
+
+    def within(self, most: int) -> Fits:
+        """Returns what says whether rows take at most so many bytes."""
+        return lambda rows, tokens: self.bytes(tokens, rows) <= most
 
 
 def cache_size(config: PreTrainedConfig, dtype: torch.dtype) -> CacheSize:
@@ -128,7 +137,12 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
 
 def select(cache: DynamicCache, rows: Tensor) -> None:
     """Keeps of a cache the rows with these numbers, int64 [n], in this order."""
-    _change(cache, lambda tensor: tensor.index_select(0, rows))
+    for layer in cache.layers:
+        if isinstance(layer, InPlace):
+            layer.keep(rows)
+        others = _STATES if isinstance(layer, InPlace) else _BY_TOKEN + _STATES
+        for name, index, tensor in list(_tensors(layer, others)):
+            _put(layer, name, index, tensor.index_select(0, rows))
 
 
 def kept_bytes(cache: DynamicCache) -> int:
@@ -136,12 +150,6 @@ def kept_bytes(cache: DynamicCache) -> int:
     return sum(
         tensor.nbytes for layer in cache.layers for _, _, tensor in _tensors(layer, _BY_TOKEN + _STATES)
     )
-
-
-def _change(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> None:
-    for layer in cache.layers:
-        for name, index, tensor in list(_tensors(layer, _BY_TOKEN + _STATES)):
-            _put(layer, name, index, change(tensor))
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from pipelines.evaluate.fleet import Fleet
-from pipelines.evaluate.language_model.batches import batches
+from pipelines.evaluate.language_model.batches import at_most, batches
+from pipelines.evaluate.language_model.cache import CACHE_BYTES, cache_size
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
 from pipelines.evaluate.language_model.model import RequestLM
 from pipelines.evaluate.language_model.score import Likelihood
 from pipelines.evaluate.language_model.units import GenerationUnit, LikelihoodUnit
 from pipelines.evaluate.units import Outcome, Unit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_DECODED_TOGETHER = 16
+"""Rows: enough for one step to cost little more than that of one row, and few enough for all workers to have
+some, and for little to be lost with one of them."""
 
 
 class FleetLM(RequestLM):
@@ -23,22 +32,30 @@ class FleetLM(RequestLM):
         tokenizer: the reference of the encoder's tokenizer, for the workers.
         what: is asked, for progress.
         tokens_per_batch: tokens that go through the model together, unless a single row has more.
+        config: the model's.
 
     Attributes:
         asked: the units scored so far, and what became of them.
     """
 
     def __init__(
-        self, fleet: Fleet, encoder: Encoder, tokenizer: str, *, what: str, tokens_per_batch: int
+        self,
+        fleet: Fleet,
+        encoder: Encoder,
+        tokenizer: str,
+        *,
+        what: str,
+        tokens_per_batch: int,
+        config: PreTrainedConfig,
     ) -> None:
         super().__init__(encoder)
         self._fleet, self._reference, self._what = fleet, tokenizer, what
-        self._tokens_per_batch = tokens_per_batch
+        self._tokens_per_batch, self._config = tokens_per_batch, config
         self.asked: list[tuple[Unit, Outcome]] = []
 
     def score(self, requests: Sequence[ScoredTokens]) -> list[Likelihood]:
         """As `RequestLM.score`."""
-        shares = self._shares([each.tokens for each in requests])
+        shares = batches([each.tokens for each in requests], at_most(self._tokens_per_batch))
         units = [LikelihoodUnit(tuple(requests[row] for row in rows)) for rows in shares]
         found = [outcome["likelihoods"] for outcome in self._ask(units)]
         answers = dict(zip(chain(*shares), chain(*found), strict=True))
@@ -46,7 +63,11 @@ class FleetLM(RequestLM):
 
     def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
         """As `RequestLM.complete`."""
-        shares = self._shares([each.tokens for each in prompts])
+        fits = cache_size(self._config, self._fleet.dtype).within(CACHE_BYTES)
+        shares = batches(
+            [each.tokens for each in prompts],
+            lambda rows, longest: rows <= _DECODED_TOGETHER and fits(rows, longest),
+        )
         units = [
             GenerationUnit(tuple(prompts[row] for row in rows), stop, self._reference, self._tokens_per_batch)
             for rows in shares
@@ -54,9 +75,6 @@ class FleetLM(RequestLM):
         found = [outcome["texts"] for outcome in self._ask(units)]
         answers = dict(zip(chain(*shares), chain(*found), strict=True))
         return [str(answers[row]) for row in range(len(prompts))]
-
-    def _shares(self, lengths: Sequence[int]) -> list[list[int]]:
-        return batches(lengths, tokens_per_batch=self._tokens_per_batch)
 
     def _ask(self, units: Sequence[Unit]) -> list[Outcome]:
         outcomes = self._fleet.score(units, self._what)

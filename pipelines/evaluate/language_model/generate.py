@@ -17,51 +17,34 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from pipelines.evaluate.language_model.batches import batches
+from pipelines.evaluate.language_model.batches import at_most, batches
 from pipelines.evaluate.language_model.cache import join, known_cache, select
 from pipelines.evaluate.language_model.encode import Prompt
+from pipelines.evaluate.language_model.in_place import reserve
 from pipelines.evaluate.language_model.stopping import Stops, check_greedy
 from se_model import SpanConfig
 from se_model.attach import attached
 from se_model.loss import head_of, unwrap
 
-TOKENS_PER_CACHE = 65_536
-
 
 def complete(
-    model: nn.Module,
-    prompts: Sequence[Prompt],
-    stops: Stops,
-    *,
-    tokens_per_batch: int = 4096,
-    tokens_per_cache: int = TOKENS_PER_CACHE,
+    model: nn.Module, prompts: Sequence[Prompt], stops: Stops, *, tokens_per_batch: int = 4096
 ) -> list[str]:
     """Returns what greedy decoding writes after each prompt, before the first stop.
 
     Args:
         model: a transformers causal language model, attention attached or not.
-        prompts: see `Encoder`.
+        prompts: decoded together; see `continue_prompts`.
         stops: what ends a text.
         tokens_per_batch: of prompts that are read together.
-        tokens_per_cache: of rows that are decoded together, padding and new tokens counted; `cache_bytes`
-            says what they take.
 
     Raises:
         EspanError: as `check_greedy` and `continue_prompts`.
     """
     if (settings := unwrap(model).generation_config) is not None:
         check_greedy(settings)
-    texts = [""] * len(prompts)
-    for batch in batches([prompt.tokens for prompt in prompts], tokens_per_batch=tokens_per_cache):
-        generated = continue_prompts(
-            model,
-            [prompts[row] for row in batch],
-            ends=stops.end,
-            tokens_per_batch=tokens_per_batch,
-        )
-        for row, tokens in zip(batch, generated, strict=True):
-            texts[row] = stops.text(tokens)
-    return texts
+    generated = continue_prompts(model, prompts, ends=stops.end, tokens_per_batch=tokens_per_batch)
+    return [stops.text(tokens) for tokens in generated]
 
 
 def continue_prompts(
@@ -87,7 +70,7 @@ def continue_prompts(
     generated: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     with torch.inference_mode():
-        rows = _Rows(model, [prompt.inputs for prompt in prompts], tokens_per_batch)
+        rows = _Rows(model, prompts, tokens_per_batch)
         while True:
             going = []
             for place, (row, token) in enumerate(zip(rows.numbers, rows.choose(), strict=True)):
@@ -111,22 +94,23 @@ class _Rows:
         numbers: for each row, which prompt it began with.
     """
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], tokens_per_batch: int) -> None:
+    def __init__(self, model: nn.Module, prompts: Sequence[Prompt], tokens_per_batch: int) -> None:
         self.causal_lm = unwrap(model)
         self.decoder: Any = getattr(self.causal_lm, self.causal_lm.base_model_prefix)
         self.device = self.causal_lm.device
         attention = attached(self.causal_lm)
         self.apart = not (isinstance(attention, SpanConfig) and attention.decoding == "span")
-        lengths = [len(prompt) for prompt in prompts]
-        groups = batches(lengths, tokens_per_batch=tokens_per_batch, alike=True)
+        lengths = [len(prompt.inputs) for prompt in prompts]
+        groups = batches(lengths, at_most(tokens_per_batch), alike=True)
         if not self.apart:
             groups = [[row for group in groups for row in group]]
         self.numbers = [row for group in groups for row in group]
         self.lengths = torch.tensor([lengths[row] for row in self.numbers], device=self.device)
         self.width = max(lengths)
         self.padded = min(lengths) < self.width
-        read = [self._read([prompts[row] for row in group]) for group in groups]
+        read = [self._read([prompts[row].inputs for row in group]) for group in groups]
         self.cache = join([cache for cache, _ in read])
+        reserve(self.cache, self.width + max(prompt.max_new_tokens for prompt in prompts))
         self.hidden = torch.cat([hidden for _, hidden in read])
 
     def choose(self) -> list[int]:

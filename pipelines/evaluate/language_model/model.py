@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 from torch import nn
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.language_model.batches import batches
+from pipelines.evaluate.language_model.cache import CACHE_BYTES, CacheSize, cache_size
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
-from pipelines.evaluate.language_model.generate import TOKENS_PER_CACHE, complete
+from pipelines.evaluate.language_model.generate import complete
 from pipelines.evaluate.language_model.score import Likelihood, score
 from pipelines.evaluate.language_model.stopping import Generation, Stops
 from pipelines.evaluate.worker import Worker
@@ -110,7 +113,7 @@ class EspanLM(RequestLM):
         max_length: the most tokens that a row may have; see `Encoder.of`.
         add_bos: whether texts begin with the BOS token; None for as the tokenizer does by default.
         tokens_per_batch: tokens that go through the model together.
-        tokens_per_cache: tokens of rows that are decoded together; see `generate.complete`.
+        cache_bytes: what is kept of rows that are decoded together takes no more, unless a single row does.
     """
 
     def __init__(
@@ -121,11 +124,11 @@ class EspanLM(RequestLM):
         max_length: int | None = None,
         add_bos: bool | None = None,
         tokens_per_batch: int = 4096,
-        tokens_per_cache: int = TOKENS_PER_CACHE,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         super().__init__(Encoder.of(unwrap(model).config, tokenizer, max_length=max_length, add_bos=add_bos))
         self.model = model
-        self.tokens_per_batch, self.tokens_per_cache = tokens_per_batch, tokens_per_cache
+        self.tokens_per_batch, self.cache_bytes = tokens_per_batch, cache_bytes
 
     def score(self, requests: Sequence[ScoredTokens]) -> list[Likelihood]:
         """As `RequestLM.score`."""
@@ -133,10 +136,15 @@ class EspanLM(RequestLM):
 
     def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
         """As `RequestLM.complete`."""
-        return complete(
-            self.model,
-            prompts,
-            Stops.of(self.tokenizer, stop),
-            tokens_per_batch=self.tokens_per_batch,
-            tokens_per_cache=self.tokens_per_cache,
-        )
+        stops, answers = Stops.of(self.tokenizer, stop), [""] * len(prompts)
+        for rows in batches([prompt.tokens for prompt in prompts], self._cache_size.within(self.cache_bytes)):
+            together = [prompts[row] for row in rows]
+            texts = complete(self.model, together, stops, tokens_per_batch=self.tokens_per_batch)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+        return answers
+
+    @cached_property
+    def _cache_size(self) -> CacheSize:
+        causal_lm = unwrap(self.model)
+        return cache_size(causal_lm.config, causal_lm.dtype)

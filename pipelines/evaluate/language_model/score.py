@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines.evaluate.language_model.batches import batches
+from pipelines.evaluate.language_model.batches import at_most, batches
 from pipelines.evaluate.language_model.encode import ScoredTokens
 from pipelines.evaluate.worker import Worker
 
@@ -31,7 +31,7 @@ def score(
         rows.setdefault(request.inputs, []).append(number)
     inputs = list(rows)
     found: dict[int, Likelihood] = {}
-    for batch in batches([len(row) for row in inputs], tokens_per_batch=tokens_per_batch):
+    for batch in batches([len(row) for row in inputs], at_most(tokens_per_batch)):
         numbers = [number for row in batch for number in rows[inputs[row]]]
         places = [place for place, row in enumerate(batch) for _ in rows[inputs[row]]]
         answers = _likelihoods(worker, [inputs[row] for row in batch], places, [requests[n] for n in numbers])

@@ -79,7 +79,6 @@ class GenerationUnit:
             self.prompts,
             Stops.of(tokenizer_of(self.tokenizer), self.stop),
             tokens_per_batch=self.tokens_per_batch,
-            tokens_per_cache=self.tokens,
         )
         return {"texts": texts}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipelines.evaluate.language_model.cache import cache_bytes, join, kept_bytes, known_cache, select
+from pipelines.evaluate.language_model.in_place import InPlace, reserve
 from se_model import SpanConfig, attach
 from tests.pipelines.evaluate.language_model.tiny import random_rows
 from tests.se_model.architectures.beyond import beyond_causal
@@ -54,3 +55,28 @@ def test_joined_caches_have_states_as_they_were_and_keys_behind_padding():
                 tokens = alone.keys.shape[2]
                 torch.testing.assert_close(layer.keys[place, :, -tokens:], alone.keys[0], **within(F32))
                 assert not layer.keys[place, :, :-tokens].any()
+
+
+@pytest.mark.parametrize("name", ["mamba2_hybrid", "falcon_h1", "gemma3_text"])
+def test_a_cache_with_room_takes_tokens_where_it_is_and_says_what_one_without_says(name):
+    model, (row, more) = model_named(name), random_rows(9, 4)
+    decoder = getattr(model, model.base_model_prefix)
+    caches = [cache_of(model, row, row[::-1]) for _ in range(2)]
+    reserve(caches[1], 13)
+    roomy = [layer for layer in caches[1].layers if isinstance(layer, InPlace)]
+    places = [layer.keys.data_ptr() for layer in roomy]
+    assert places
+    for step, token in enumerate(more):
+        if step == 2:
+            for cache in caches:
+                select(cache, torch.tensor([1]))
+            places = [layer.keys.data_ptr() for layer in roomy]
+        tokens = torch.full((1 if step >= 2 else 2, 1), token)
+        expected, found = (
+            decoder(input_ids=tokens, past_key_values=cache).last_hidden_state.detach() for cache in caches
+        )
+        assert torch.equal(found, expected)
+    assert [layer.keys.data_ptr() for layer in roomy] == places
+    assert kept_bytes(caches[1]) == kept_bytes(caches[0])
+    with pytest.raises(RuntimeError):
+        decoder(input_ids=torch.tensor([[1]]), past_key_values=caches[1])

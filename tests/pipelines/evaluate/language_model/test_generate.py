@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from pipelines.errors import EspanError
-from pipelines.evaluate.language_model.batches import batches
+from pipelines.evaluate.language_model.batches import at_most, batches
 from pipelines.evaluate.language_model.encode import Prompt
 from pipelines.evaluate.language_model.generate import continue_prompts
 from pipelines.evaluate.language_model.model import EspanLM
@@ -158,11 +158,11 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may():
     lengths = [7, 3, 7, 9, 1, 3, 20]
     for most in (1, 10, 21, 100):
         for alike in (False, True):
-            found = batches(lengths, tokens_per_batch=most, alike=alike)
+            found = batches(lengths, at_most(most), alike=alike)
             assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
             for batch in found:
                 longest = max(lengths[row] for row in batch)
                 assert lengths[batch[0]] == longest
                 assert len(batch) == 1 or len(batch) * longest <= most
                 assert not alike or {lengths[row] for row in batch} == {longest}
-    assert len(batches(lengths, tokens_per_batch=1000)) == 1
+    assert len(batches(lengths, at_most(1000))) == 1

@@ -7,6 +7,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.language_model.cache import cache_bytes
 from pipelines.evaluate.language_model.encode import TooLongError
 from pipelines.evaluate.language_model.model import EspanLM
 from tests.pipelines.evaluate.language_model.tiny import instances, lm_eval_model
@@ -89,7 +90,8 @@ def test_requests_that_are_too_long_are_refused_before_any_is_answered(model_of,
 
 
 def test_answers_come_in_the_order_of_the_requests_whatever_each_asks(model_of, tokenizer):
-    lm = EspanLM(model_of("llama"), tokenizer, max_length=256, tokens_per_cache=40)
+    model = model_of("llama")
+    lm = EspanLM(model, tokenizer, max_length=256, cache_bytes=cache_bytes(model, 40))
     asked = [
         ("rows " * 9, {"max_gen_toks": 5}),
         ("a", {"until": ["e"], "max_gen_toks": 7}),
