@@ -133,9 +133,10 @@ def resolve(source: YamlSource, overrides: Mapping[str, str]) -> ResolvedRecipe:
     top = _parse(RecipeFile, source.value, source, ())
     problems: list[str] = []
     stages: dict[str, ResolvedStage] = {}
-    for name, body in top.stages.items():
+    names = tuple(top.stages)
+    for index, (name, body) in enumerate(top.stages.items()):
         try:
-            stages[name] = _resolve_stage(name, body, tuple(stages), tuple(top.stages), source)
+            stages[name] = _resolve_stage(name, body, names[:index], names, source)
         except RecipeError as error:
             problems.extend(error.problems)
     if problems:
