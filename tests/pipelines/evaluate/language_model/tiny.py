@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
+from pipelines.evaluate.language_model.token_ids import TokenIds
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 # Our hybrid, attention alone, a delta rule.
@@ -57,14 +58,14 @@ def instances(kind: str, *requests: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, request, number) for number, request in enumerate(requests)]
 
 
-def random_rows(*lengths: int) -> list[tuple[int, ...]]:
+def random_rows(*lengths: int) -> list[TokenIds]:
     generator = torch.Generator().manual_seed(3)
-    return [tuple(torch.randint(3, 64, (length,), generator=generator).tolist()) for length in lengths]
+    return [TokenIds.of(torch.randint(3, 64, (length,), generator=generator).tolist()) for length in lengths]
 
 
 def prompts_of(*lengths: int, new: int = 16) -> list[Prompt]:
     return [Prompt(row, new) for row in random_rows(*lengths)]
 
 
-def scored(row: tuple[int, ...], context: int) -> ScoredTokens:
+def scored(row: TokenIds, context: int) -> ScoredTokens:
     return ScoredTokens(row[:context], row[context:])
