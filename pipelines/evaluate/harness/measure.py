@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -50,7 +51,7 @@ class Harness:
         tokenizer: the reference of the encoder's tokenizer.
         tokens_per_batch: tokens that go through the model together.
         config: the model's.
-        longest: tokens of the longest prompt that is continued, its continuation included; 0 where none is.
+        lengths: tokens of each prompt that is continued, those to be generated included.
         limit: the most documents of each task.
         labels: by lm-eval's names; a task without one keeps its name.
         depth: where the answer of a document stands, from 0 to 1; None where that means nothing.
@@ -62,7 +63,7 @@ class Harness:
     tokenizer: str
     tokens_per_batch: int
     config: PreTrainedConfig
-    longest: int = 0
+    lengths: Sequence[int] = ()
     limit: int | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     depth: Callable[[Mapping[str, Any]], float | None] = lambda document: None
@@ -89,11 +90,17 @@ class Harness:
             found.throughput.append(throughput(self.name, *zip(*model.asked, strict=True)))
 
     def room(self, dtype: torch.dtype) -> int:
-        """As `Measure.room`: what the model keeps of the rows that are generated together."""
-        if not self.longest:
+        """As `Measure.room`: the most that the model keeps of the rows that are generated together.
+
+        Of many short rows a recurrent model may keep more than of a long one.
+        """
+        if not self.lengths:
             return 0
-        rows = max(1, self.tokens_per_batch // self.longest)
-        return cache_size(self.config, dtype).bytes(self.longest, rows)
+        size, ordered = cache_size(self.config, dtype), sorted(self.lengths)
+        return max(
+            size.bytes(tokens, min(bisect_right(ordered, tokens), max(1, self.tokens_per_batch // tokens)))
+            for tokens in set(ordered)
+        )
 
     def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
         label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))

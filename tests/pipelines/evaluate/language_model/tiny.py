@@ -10,6 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import pipelines
 from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
 from pipelines.evaluate.language_model.token_ids import TokenIds
 
@@ -17,10 +18,11 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 # Our hybrid, attention alone, a delta rule.
 THREE = ["mamba2_hybrid", "llama", "qwen3_next"]
 LIMIT = 256
+_SPEECH = Path(pipelines.__path__[0], "assets", "essays", "lincoln-1864.txt")
 
 
 def train_tokenizer(*, begins: bool = False, **special: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on this file; `begins`: it puts BOS before a text by default."""
+    """A byte-level tokenizer trained on a speech; `begins`: it puts BOS before a text by default."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,7 +32,7 @@ def train_tokenizer(*, begins: bool = False, **special: str) -> PreTrainedTokeni
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer.train_from_iterator([_SPEECH.read_text()], trainer)
     if begins:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
