@@ -59,6 +59,7 @@ class Recall:
     def measure(self, fleet: Fleet, found: Found) -> None:
         """As `Measure.measure`."""
         answers: dict[tuple[str, int], list[list[bool]]] = defaultdict(list)
+        depths: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         hits: dict[int, list[Hits]] = defaultdict(list)
         unseen: dict[int, list[tuple[float, int]]] = defaultdict(list)
         outcomes = fleet.score(self.units, "recall")
@@ -75,16 +76,24 @@ class Recall:
                     metric="recall",
                     value=sum(each) / len(each),
                     answers=each,
+                    depth=at[0] if len(at) == 1 else None,
                 )
-                for number, (each, prompt) in enumerate(
-                    zip(outcome["answers"], outcome["prompts"], strict=True)
+                for number, (each, at, prompt) in enumerate(
+                    zip(outcome["answers"], outcome["depths"], outcome["prompts"], strict=True)
                 )
             ]
             given += outcome["answers"]
+            depths[unit.task, unit.length] += [
+                (depth, float(right))
+                for each, at in zip(outcome["answers"], outcome["depths"], strict=True)
+                for right, depth in zip(each, at, strict=True)
+            ]
             hits[unit.length].append(read_hits(outcome["hits"]))
             if (share := outcome["never_chosen"]) is not None:
                 unseen[unit.length].append((share, unit.count))
-        found.tasks += [TaskScore.of_recall(*where, prompts) for where, prompts in answers.items()]
+        found.tasks += [
+            TaskScore.of_recall(*where, prompts, depths[where]) for where, prompts in answers.items()
+        ]
         for length, each in hits.items():
             together = Hits.together(each)
             if means := together.means():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipelines.context import Context
@@ -99,7 +100,7 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
         tokenizer=tokenizer,
         tokens_per_batch=stage.tokens_per_batch,
         config=config,
-        longest=max(keys.lengths),
+        lengths=keys.lengths * (len(keys.tasks) * keys.samples),
         labels=labels,
         depth=depth,
     )
@@ -107,6 +108,7 @@ def _ruler(keys: RulerSection, stage: EvaluateKeys, context: Context, model: Mod
 
 def _harness(keys: HarnessSection, stage: EvaluateKeys, context: Context, model: ModelSource) -> Harness:
     from pipelines.evaluate.harness.measure import Harness
+    from pipelines.evaluate.harness.prompts import prompt_lengths
     from pipelines.evaluate.harness.tasks import check_names, expanded, load_tasks, task_manager
 
     tokenizer = _tokenizer(stage.model, model, None, "harness")
@@ -115,13 +117,13 @@ def _harness(keys: HarnessSection, stage: EvaluateKeys, context: Context, model:
     total = len(expanded(keys.tasks))
     with context.progress.task(f"{context.name}: data of tasks", total=total, unit="tasks") as shown:
         loaded = load_tasks(keys.tasks, manager, fewshot=keys.fewshot, advance=shown.advance)
-    writes = [name for name, task in loaded["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
-    if writes and stage.context_parallel > 1:
+    config, encoder = _model_side(stage, model, tokenizer)
+    lengths = prompt_lengths(loaded, encoder, keys.limit)
+    if lengths and stage.context_parallel > 1:
         raise EspanError(
-            f"harness: the answers of {', '.join(writes)} are generated, which one worker does alone; leave "
+            f"harness: the answers of {', '.join(lengths)} are generated, which one worker does alone; leave "
             "context_parallel out, or those tasks"
         )
-    config, encoder = _model_side(stage, model, tokenizer)
     return Harness(
         name="harness",
         loaded=loaded,
@@ -129,7 +131,7 @@ def _harness(keys: HarnessSection, stage: EvaluateKeys, context: Context, model:
         tokenizer=tokenizer,
         tokens_per_batch=stage.tokens_per_batch,
         config=config,
-        longest=stage.tokens_per_batch if writes else 0,
+        lengths=list(chain.from_iterable(lengths.values())),
         limit=keys.limit,
     )
 

@@ -45,8 +45,8 @@ class RecallUnit:
 
     @property
     def key(self) -> str:
-        """As `Unit.key`."""
-        return f"recall-{self.task}-{self.length}-{self.first}"
+        """As `Unit.key`; names the outcome's format, too, so that none without depths is taken for it."""
+        return f"recall2-{self.task}-{self.length}-{self.first}"
 
     @property
     def tokens(self) -> int:
@@ -54,8 +54,9 @@ class RecallUnit:
         return self.count * self.length
 
     def score(self, worker: Worker) -> Outcome:
-        """Returns `answers` of each prompt, whether each was given, `hits`, what choices of blocks found,
-        `never_chosen`, the share of blocks in no choice, and `prompts`, its hash.
+        """Returns `answers` of each prompt, whether each was given, `depths`, where the needle of each
+        stands, `hits`, what choices of blocks found, `never_chosen`, the share of blocks in no choice, and
+        `prompts`, its hash.
         """
         tokenizer = tokenizer_of(self.tokenizer)
         samples = self.prompts()
@@ -67,6 +68,7 @@ class RecallUnit:
             answers = score_recall(worker, samples)
         return {
             "answers": answers,
+            "depths": [sample.needle_depths for sample in samples],
             "hits": hits_record(selections.hits()),
             "never_chosen": 1 - reach["distinct"] if (reach := selections.reach()) else None,
             "prompts": [prompt_hash(sample.input_ids) for sample in samples],

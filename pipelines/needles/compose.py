@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from pipelines.errors import EspanError
 from pipelines.needles.sentences import (
     OPENING,
+    Fact,
     Sentence,
     draw_facts,
     filler_of,
@@ -48,12 +49,16 @@ _PROMPT_SHAPES: dict[RecallTask, tuple[int, int, int]] = {
 class RecallSample:
     """A tokenised probe: `input_ids` of exactly the length asked for, and where its expected answers stand.
 
-    `answer_spans` are half-open ranges [start, end) of `input_ids`; an answer counts as recalled when the
-    model, reading what stands before it, predicts every token of it.
+    Attributes:
+        answer_spans: half-open ranges [start, end) of `input_ids`; an answer counts as recalled when the
+            model, reading what stands before it, predicts every token of it.
+        needle_depths: for each answer, the share of the prompt's tokens that come before the needle which
+            states it. A key that is linked to another has the needle of that other key.
     """
 
     input_ids: list[int]
     answer_spans: list[tuple[int, int]]
+    needle_depths: list[float]
 
 
 def needle_document(spec: NeedleDocuments, *, seed: int, index: int) -> str:
@@ -106,7 +111,10 @@ def recall_prompt(
     surplus = len(tokens.input_ids) - room
     moved = len(beginning) - surplus
     spans = [(start + moved, end + moved) for start, end in _answer_tokens(sentences, tokens)]
-    return RecallSample(beginning + tokens.input_ids[surplus:], spans)
+    # What is cut at the front may be the beginning of a needle.
+    needles_at = [max(len(beginning), start + moved) for start in _needle_starts(sentences, asked, tokens)]
+    depths = [start / length for start in needles_at]
+    return RecallSample(beginning + tokens.input_ids[surplus:], spans, depths)
 
 
 def vocabulary() -> list[str]:
@@ -203,3 +211,10 @@ def _answer_tokens(sentences: Sequence[Sentence], tokens: RunningTokens) -> list
             spans.append((first, end))
         at += len(sentence.text) + 1
     return spans
+
+
+def _needle_starts(sentences: Sequence[Sentence], asked: Sequence[Fact], tokens: RunningTokens) -> list[int]:
+    """Returns the first token of the needle that states the value of each fact."""
+    characters = accumulate((len(sentence.text) + 1 for sentence in sentences[:-1]), initial=0)
+    at = dict(zip(sentences, characters, strict=True))  # filler may stand twice, needles do not
+    return [tokens.first_at(at[(fact.source or fact).sentence]) for fact in asked]

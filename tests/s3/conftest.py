@@ -171,6 +171,16 @@ def wrong_secret(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPat
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients made from here on have nothing to sign with, and find no file that does."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 class SwiftProcesses:
     """Swift's account, container, object and proxy servers below `root`, where files must have xattrs."""
 

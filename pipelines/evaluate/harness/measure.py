@@ -15,9 +15,10 @@ from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.harness.aggregated import aggregated_interval
 from pipelines.evaluate.harness.quiet import quiet_lm_eval
 from pipelines.evaluate.harness.tasks import Loaded
-from pipelines.evaluate.language_model.cache import CACHE_BYTES, cache_size
+from pipelines.evaluate.language_model.cache import cache_size
 from pipelines.evaluate.language_model.encode import Encoder
 from pipelines.evaluate.language_model.fleet_model import FleetLM
+from pipelines.evaluate.language_model.together import room_for
 from pipelines.evaluate.measures import Found, throughput
 from pipelines.evaluate.scores import Sample, TaskMeasure, TaskScore, prompt_hash
 
@@ -50,7 +51,7 @@ class Harness:
         tokenizer: the reference of the encoder's tokenizer.
         tokens_per_batch: tokens that go through the model together.
         config: the model's.
-        longest: tokens of the longest prompt that is continued, its continuation included; 0 where none is.
+        lengths: tokens of each prompt that is continued, those to be generated included.
         limit: the most documents of each task.
         labels: by lm-eval's names; a task without one keeps its name.
         depth: where the answer of a document stands, from 0 to 1; None where that means nothing.
@@ -62,7 +63,7 @@ class Harness:
     tokenizer: str
     tokens_per_batch: int
     config: PreTrainedConfig
-    longest: int = 0
+    lengths: Sequence[int] = ()
     limit: int | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     depth: Callable[[Mapping[str, Any]], float | None] = lambda document: None
@@ -94,10 +95,10 @@ class Harness:
             found.throughput.append(throughput(self.name, *zip(*model.asked, strict=True)))
 
     def room(self, dtype: torch.dtype) -> int:
-        """As `Measure.room`: what the model keeps of the rows that are generated together."""
-        if not self.longest:
+        """As `Measure.room`: the most that the model keeps of the rows that are generated together."""
+        if not self.lengths:
             return 0
-        return max(CACHE_BYTES, cache_size(self.config, dtype).bytes(self.longest))
+        return room_for(cache_size(self.config, dtype), self.lengths)
 
     def _add(self, name: str, task: Any, results: Any, found: Found) -> None:
         label = self.labels.get(name, Label(name, getattr(task.config, "group", None)))

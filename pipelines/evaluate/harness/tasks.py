@@ -88,11 +88,11 @@ def load_tasks(
         own = task.get_config("num_fewshot")
         if own is None or (fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
-        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
 
 
-_FEWSHOT_SEED = 1234
+FEWSHOT_SEED = 1234
 """lm-eval's default."""
 
 

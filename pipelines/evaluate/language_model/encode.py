@@ -14,6 +14,7 @@ from lm_eval.models.utils import DEFAULT_MAX_LENGTH, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows
 
 from pipelines.errors import EspanError
+from pipelines.evaluate.language_model.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -44,11 +45,11 @@ class ScoredTokens:
         continuation: at least one token, every one scored.
     """
 
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
+    context: TokenIds
+    continuation: TokenIds
 
     @property
-    def inputs(self) -> tuple[int, ...]:
+    def inputs(self) -> TokenIds:
         """Tokens that go through the model: all but the last."""
         return (self.context + self.continuation)[:-1]
 
@@ -67,7 +68,7 @@ class Prompt:
         max_new_tokens: the most that are generated; at least 1.
     """
 
-    inputs: tuple[int, ...]
+    inputs: TokenIds
     max_new_tokens: int
 
     @property
@@ -140,7 +141,7 @@ class Encoder:
                 f"a continuation of {len(continuation)} characters, {continuation[:40]!r}, adds no token to "
                 "its context, so there is nothing to score; leave it out"
             )
-        found = ScoredTokens(tuple(before), tuple(after))
+        found = ScoredTokens(TokenIds.of(before), TokenIds.of(after))
         self._check("a context with its continuation", found.tokens)
         return found
 
@@ -155,7 +156,7 @@ class Encoder:
         )
         # A row's inputs reach to its last token but one, over those that are scored.
         return [
-            ScoredTokens(tuple(inputs[: len(inputs) - len(scored) + 1]), tuple(scored))
+            ScoredTokens(TokenIds.of(inputs[: len(inputs) - len(scored) + 1]), TokenIds.of(scored))
             for inputs, scored in rows
         ]
 
@@ -167,7 +168,7 @@ class Encoder:
         """
         begun = _starts_with(text, special_token(self.tokenizer, "bos_token"))
         inputs = self._encoded(text, special=False if begun else self.add_bos) or [self.prefix]
-        found = Prompt(tuple(inputs), max_new_tokens)
+        found = Prompt(TokenIds.of(inputs), max_new_tokens)
         self._check(f"a prompt with {max_new_tokens:,} tokens to be generated", found.tokens)
         return found
 

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 
 from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.language_model.batches import at_most, batches
-from pipelines.evaluate.language_model.cache import CACHE_BYTES, cache_size
+from pipelines.evaluate.language_model.cache import cache_size
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
 from pipelines.evaluate.language_model.model import RequestLM
 from pipelines.evaluate.language_model.score import Likelihood
+from pipelines.evaluate.language_model.together import decoded_together
 from pipelines.evaluate.language_model.units import GenerationUnit, LikelihoodUnit
 from pipelines.evaluate.units import Outcome, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-_DECODED_TOGETHER = 16
-"""Rows: enough for one step to cost little more than that of one row, and few enough for all workers to have
-some, and for little to be lost with one of them."""
 
 
 class FleetLM(RequestLM):
@@ -63,11 +60,8 @@ class FleetLM(RequestLM):
 
     def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
         """As `RequestLM.complete`."""
-        fits = cache_size(self._config, self._fleet.dtype).within(CACHE_BYTES)
-        shares = batches(
-            [each.tokens for each in prompts],
-            lambda rows, longest: rows <= _DECODED_TOGETHER and fits(rows, longest),
-        )
+        fits = decoded_together(cache_size(self._config, self._fleet.dtype))
+        shares = batches([each.tokens for each in prompts], fits)
         units = [
             GenerationUnit(tuple(prompts[row] for row in rows), stop, self._reference, self._tokens_per_batch)
             for rows in shares

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.evaluate.language_model.batches import at_most, batches
 from pipelines.evaluate.language_model.encode import ScoredTokens
+from pipelines.evaluate.language_model.token_ids import TokenIds
 from pipelines.evaluate.worker import Worker
 
 Likelihood = tuple[float, bool]
@@ -26,7 +27,7 @@ def score(
         requests: see `Encoder`.
         tokens_per_batch: tokens that go through the model together, padding included.
     """
-    rows: dict[tuple[int, ...], list[int]] = {}
+    rows: dict[TokenIds, list[int]] = {}
     for number, request in enumerate(requests):
         rows.setdefault(request.inputs, []).append(number)
     inputs = list(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import EspanError
@@ -11,6 +12,7 @@ from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
 from pipelines.evaluate.language_model.generate import complete
 from pipelines.evaluate.language_model.score import score
 from pipelines.evaluate.language_model.stopping import Stops
+from pipelines.evaluate.language_model.token_ids import TokenIds
 from pipelines.evaluate.units import Outcome
 from pipelines.evaluate.worker import Worker, tokenizer_of
 
@@ -24,7 +26,8 @@ class LikelihoodUnit:
     @property
     def key(self) -> str:
         """As `Unit.key`: a hash of all that the outcome depends on."""
-        return _key("likelihood", [[each.context, each.continuation] for each in self.requests])
+        parts = [part for each in self.requests for part in (each.context, each.continuation)]
+        return _key("likelihood", parts)
 
     @property
     def count(self) -> int:
@@ -53,8 +56,8 @@ class GenerationUnit:
     @property
     def key(self) -> str:
         """As `Unit.key`: a hash of all that the outcome depends on."""
-        asked = [[each.inputs, each.max_new_tokens] for each in self.prompts]
-        return _key("generation", [asked, self.stop, self.tokenizer])
+        new = [each.max_new_tokens for each in self.prompts]
+        return _key("generation", [each.inputs for each in self.prompts], new, self.stop, self.tokenizer)
 
     @property
     def count(self) -> int:
@@ -83,5 +86,10 @@ class GenerationUnit:
         return {"texts": texts}
 
 
-def _key(kind: str, content: object) -> str:
-    return f"{kind}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+def _key(kind: str, tokens: Sequence[TokenIds], *more: object) -> str:
+    """more: whatever else the outcome depends on, as JSON can hold it."""
+    # Where one sequence of tokens ends and the next begins counts, too.
+    found = hashlib.sha256(json.dumps([[len(each) for each in tokens], *more]).encode())
+    for each in tokens:
+        found.update(each.content)
+    return f"{kind}-{found.hexdigest()[:24]}"

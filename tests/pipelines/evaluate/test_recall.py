@@ -24,7 +24,7 @@ def continued(model: Mamba2HybridForCausalLM) -> list[RecallSample]:
         do_sample=False,
         eos_token_id=None,
     )
-    return [RecallSample(row.tolist(), [(PROMPT, PROMPT + ANSWER)]) for row in written]
+    return [RecallSample(row.tolist(), [(PROMPT, PROMPT + ANSWER)], [0.0]) for row in written]
 
 
 def with_token_changed(sample: RecallSample, position: int) -> RecallSample:

@@ -11,8 +11,11 @@ import pytest
 from pipelines.context import Context
 from pipelines.errors import EspanError
 from pipelines.evaluate.run import run
-from pipelines.evaluate.scores import Scores, read_samples
+from pipelines.evaluate.scores import DepthScore, Scores, read_samples
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.needles.compose import recall_prompt
 from pipelines.recipe.keys.evaluate import EvaluateKeys
+from pipelines.recipe.keys.needles import RecallTask
 
 Evaluate = Callable[..., Scores]
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -31,7 +34,7 @@ def evaluate(tmp_path: Path, model_folder: Path, shards: Path) -> Evaluate:
             "workers": 2,
         }
         output = tmp_path / name
-        output.mkdir()
+        output.mkdir(exist_ok=True)
         stage = EvaluateKeys.model_validate(keys | changes)
         run(stage, Context(name, str(output), seed, {}, str(tmp_path), {}))
         return Scores.read(str(output))
@@ -69,6 +72,36 @@ def test_every_task_length_and_document_is_scored(evaluate: Evaluate, tmp_path: 
     assert scores.of("recall")[0].value == pytest.approx(sum(s.value for s in single) / 5, rel=1e-12)
     assert [s.index for s in single] == list(range(5))
     assert len({s.prompt for s in samples}) == len(samples)
+
+
+def test_recall_is_told_by_where_the_needles_stand(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Outcomes without depths, as earlier versions kept them, are not taken."""
+    tasks: list[RecallTask] = ["single", "multi_query"]
+    earlier = tmp_path / "scores/unfinished/fp32"
+    earlier.mkdir(parents=True)
+    answers = {"single": [[True]] * 5, "multi_query": [[True] * 4] * 5}
+    for task in tasks:
+        outcome = {"answers": answers[task], "hits": {}, "never_chosen": None, "prompts": ["0"] * 5}
+        (earlier / f"recall-{task}-64-0.json").write_text(json.dumps({**outcome, "seconds": 1.0}))
+    recall = {"lengths": [64], "samples": 5, "tasks": tasks}
+    scores = evaluate(recall=recall, perplexity=None, tokens_per_batch=400)
+    samples = read_samples(str(tmp_path / "scores"))
+    tokenizer = load_tokenizer("builtin:tiny")
+    for task, score in zip(tasks, scores.of("recall"), strict=True):
+        found = [each.extras for each in samples if each.task == task]
+        prompts = [
+            recall_prompt(task, length=64, seed=3, index=index, tokenizer=tokenizer) for index in range(5)
+        ]
+        assert score.depths == DepthScore.by_depth(
+            [
+                (depth, float(right))
+                for each, prompt in zip(found, prompts, strict=True)
+                for depth, right in zip(prompt.needle_depths, each["answers"], strict=True)
+            ]
+        )
+        assert sum(depth.samples for depth in score.depths) == score.answers
+        one = task == "single"
+        assert [each["depth"] for each in found] == [p.needle_depths[0] if one else None for p in prompts]
 
 
 def test_two_evaluations_of_the_same_prompts_say_so(evaluate: Evaluate, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from pipelines.models.builtin import builtin
+from pipelines.models.tokenizers import load_tokenizer
 from pipelines.needles.compose import needle_document, recall_prompt, vocabulary, word_tokenizer
 from pipelines.needles.sentences import link, needle, question_about, word_count
 from pipelines.needles.words import KEYS
@@ -79,6 +80,29 @@ def test_a_prompt_has_the_length_asked_for_and_its_answers_are_where_it_says(tas
         assert len(asked) == (4 if task == "multi_query" else 1)
         linked = {key for key, told in itertools.pairwise(words) if told in stated_values(words)}
         assert (asked[0][1] in linked) == (task == "variable_tracking")
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize("task", RECALL_TASKS)
+def test_a_prompt_says_at_which_depth_the_needle_of_each_answer_stands(task: str, bos: int | None) -> None:
+    tokenizer = word_tokenizer()
+    for index in range(10):
+        sample = recall_prompt(task, length=200, seed=0, index=index, tokenizer=tokenizer, bos=bos)
+        words = tokenizer.decode(sample.input_ids).split(" ")
+        note_of = {words[i + 2]: i for i, word in enumerate(words) if word == "note"}
+        for (_, key, value), depth in zip(questions(words), sample.needle_depths, strict=True):
+            told = words[note_of[key] + 3]
+            place = note_of[told] if task == "variable_tracking" else note_of[key]
+            assert words[place + 3] == value
+            assert depth == place / 200
+
+
+def test_the_depth_of_a_needle_is_that_of_its_first_token_under_any_tokenizer() -> None:
+    tokenizer = load_tokenizer("builtin:ruler-tiny")
+    sample = recall_prompt("single", length=700, seed=0, index=3, tokenizer=tokenizer)
+    before = tokenizer.decode(sample.input_ids[: round(sample.needle_depths[0] * 700)])
+    text = tokenizer.decode(sample.input_ids)
+    assert before.rstrip() == text[: text.index("note :")].rstrip()
 
 
 def test_a_prompt_too_short_for_its_needles_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.evaluate.scores import Scores
+from pipelines.evaluate.scores import Scores, TaskMeasure
 from pipelines.report.run import build
 from tests.pipelines.report.full_scores import BINS, LAYERS, LENGTHS
 from tests.pipelines.report.parsed_page import Page
@@ -55,13 +55,16 @@ def test_tasks_of_a_group_are_one_row_and_each_has_its_own_below(page: Page, aft
         ]
 
 
-def test_a_score_by_depth_is_of_all_tasks_that_know_depths(page: Page, after: Scores) -> None:
-    table = tables(page, "depth")[1]
+@pytest.mark.parametrize(("measure", "place"), [("ruler", 1), ("recall", 3)])
+def test_a_score_by_depth_is_of_all_tasks_that_know_depths(
+    page: Page, after: Scores, measure: TaskMeasure, place: int
+) -> None:
+    table = tables(page, "depth")[place]
     assert list(table) == [f"{low}–{low + 10}%" for low in range(0, 100, 10)]
     for column, length in enumerate(LENGTHS):
         found = [
             depth
-            for score in after.of("ruler")
+            for score in after.of(measure)
             for depth in score.depths
             if score.length == length and depth.low == 0.3
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
@@ -23,66 +21,15 @@ from pipelines.evaluate.scores import Scores, read_samples
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.recipe.keys.evaluate import EvaluateKeys
 from se_model import Mamba2HybridForCausalLM
+from tests.pipelines.evaluate.harness.small_tasks import make_tasks, task_file
 from tests.tolerances import F32
 
 NAMES = ("pick", "write", "read")
-QUESTIONS = [
-    {"question": "the river is", "choices": ["green", "a long road", "blue"], "answer": 1},
-    {"question": "one of the", "choices": ["notes", "rivers", "keys"], "answer": 0},
-    {"question": "here", "choices": ["we go", "again", "and back"], "answer": 2},
-]
-
-
-def task_file(folder: Path, name: str, data: Path, **changes: Any) -> None:
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "doc_to_text": "{{question}}",
-        **changes,
-    }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     return make_tasks(tmp_path / "tasks")
-
-
-def make_tasks(folder: Path) -> Path:
-    """A folder of tasks: one of choices, one of generated text, one of whole texts."""
-    folder.mkdir()
-    data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
-    choice = {"doc_to_target": "answer", "doc_to_choice": "{{choices}}", "output_type": "multiple_choice"}
-    task_file(folder, "pick", data, **choice, metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}])
-    task_file(
-        folder,
-        "write",
-        data,
-        doc_to_target="{{choices[answer]}}",
-        output_type="generate_until",
-        generation_kwargs={"until": ["\n"], "max_gen_toks": 5, "do_sample": False},
-        metric_list=[{"metric": "exact_match"}],
-        filter_list=[
-            {"name": "whole", "filter": [{"function": "take_first"}]},
-            {
-                "name": "word",
-                "filter": [{"function": "regex", "regex_pattern": r"(\w+)"}, {"function": "take_first"}],
-            },
-        ],
-    )
-    task_file(
-        folder,
-        "read",
-        data,
-        doc_to_text="",
-        doc_to_target="{{question}}",
-        output_type="loglikelihood_rolling",
-        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
-    )
-    return folder
 
 
 @dataclass(frozen=True)

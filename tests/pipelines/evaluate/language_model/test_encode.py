@@ -6,6 +6,7 @@ from transformers import LlamaConfig
 
 from pipelines.errors import EspanError
 from pipelines.evaluate.language_model.encode import Encoder, TooLongError
+from pipelines.evaluate.language_model.token_ids import TokenIds
 from se_model import Mamba2HybridConfig
 from tests.pipelines.evaluate.language_model.tiny import lm_eval_model, train_tokenizer
 
@@ -35,7 +36,8 @@ def test_pairs_are_split_where_lm_eval_splits_them(
     lm = lm_eval_model(model_of("llama"), chosen, add_bos_token=add_bos)
     pairs = [*PAIRS, ("", "no context"), ("", "<s>begins itself")]
     found = [Encoder(chosen, add_bos=add_bos).pair(*pair) for pair in pairs]
-    assert [(each.context, each.continuation) for each in found] == asked_of(lm, monkeypatch, pairs)
+    parts = [(tuple(each.context), tuple(each.continuation)) for each in found]
+    assert parts == asked_of(lm, monkeypatch, pairs)
     assert all(each.tokens == len(each.inputs) for each in found)
 
 
@@ -91,4 +93,4 @@ def test_a_continuation_without_tokens_and_a_text_without_beginning_are_refused(
         Encoder(tokenizer).pair("context", "")
     with pytest.raises(EspanError, match="neither; set bos_token or eos_token"):
         Encoder(train_tokenizer()).pair("", "text")
-    assert Encoder(train_tokenizer(eos_token="</s>")).pair("", "text").context == (2,)
+    assert Encoder(train_tokenizer(eos_token="</s>")).pair("", "text").context == TokenIds.of([2])

@@ -10,16 +10,19 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import pipelines
 from pipelines.evaluate.language_model.encode import Prompt, ScoredTokens
+from pipelines.evaluate.language_model.token_ids import TokenIds
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 # Our hybrid, attention alone, a delta rule.
 THREE = ["mamba2_hybrid", "llama", "qwen3_next"]
 LIMIT = 256
+_SPEECH = Path(pipelines.__path__[0], "assets", "essays", "lincoln-1864.txt")
 
 
 def train_tokenizer(*, begins: bool = False, **special: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on this file; `begins`: it puts BOS before a text by default."""
+    """A byte-level tokenizer trained on a speech; `begins`: it puts BOS before a text by default."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -29,7 +32,7 @@ def train_tokenizer(*, begins: bool = False, **special: str) -> PreTrainedTokeni
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer.train_from_iterator([_SPEECH.read_text()], trainer)
     if begins:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
@@ -57,14 +60,14 @@ def instances(kind: str, *requests: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, request, number) for number, request in enumerate(requests)]
 
 
-def random_rows(*lengths: int) -> list[tuple[int, ...]]:
+def random_rows(*lengths: int) -> list[TokenIds]:
     generator = torch.Generator().manual_seed(3)
-    return [tuple(torch.randint(3, 64, (length,), generator=generator).tolist()) for length in lengths]
+    return [TokenIds.of(torch.randint(3, 64, (length,), generator=generator).tolist()) for length in lengths]
 
 
 def prompts_of(*lengths: int, new: int = 16) -> list[Prompt]:
     return [Prompt(row, new) for row in random_rows(*lengths)]
 
 
-def scored(row: tuple[int, ...], context: int) -> ScoredTokens:
+def scored(row: TokenIds, context: int) -> ScoredTokens:
     return ScoredTokens(row[:context], row[context:])
