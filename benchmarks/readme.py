@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import context_parallel, miniature, recurrence
+from benchmarks import context_parallel, language_model, miniature, recurrence
 from benchmarks.run import FORMAT
 from benchmarks.tables import HEADINGS, left_out_lines, rows
 from benchmarks.targets import HEADINGS as TARGET_HEADINGS
@@ -20,6 +20,8 @@ SHARED_BEGIN = "<!-- context parallelism: begin; written by python -m benchmarks
 SHARED_END = "<!-- context parallelism: end -->"
 RECURRENCE_BEGIN = "<!-- recurrence: begin; written by python -m benchmarks.readme -->"
 RECURRENCE_END = "<!-- recurrence: end -->"
+ANSWERS_BEGIN = "<!-- answers: begin; written by python -m benchmarks.readme -->"
+ANSWERS_END = "<!-- answers: end -->"
 MINIATURE_BEGIN = "<!-- miniature: begin; written by python -m benchmarks.miniature -->"
 MINIATURE_END = "<!-- miniature: end -->"
 
@@ -109,6 +111,20 @@ def rewrite_recurrence(text: str, result: dict[str, Any]) -> str:
     return _replace(text, RECURRENCE_BEGIN, RECURRENCE_END, "\n\n".join(parts))
 
 
+def rewrite_answers(text: str, result: dict[str, Any]) -> str:
+    """The README with how fast requests of lm-eval are answered made anew.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    parts = [
+        _measured_on(result, language_model.OUTPUT),
+        _markdown(language_model.HEADINGS, language_model.rows(result)),
+        _markdown(language_model.TARGET_HEADINGS, language_model.verdicts(result)),
+    ]
+    return _replace(text, ANSWERS_BEGIN, ANSWERS_END, "\n\n".join(parts))
+
+
 def _recurrences_on_a_gpu() -> list[str]:
     if not recurrence.GPU_OUTPUT.exists():
         return ["On a GPU, beside the kernels of mamba-ssm and flash-linear-attention: not yet measured."]
@@ -155,6 +171,7 @@ if __name__ == "__main__":
     for write, file in (
         (rewrite_shared, context_parallel.OUTPUT),
         (rewrite_recurrence, recurrence.OUTPUT),
+        (rewrite_answers, language_model.OUTPUT),
         (rewrite_miniature, miniature.OUTPUT),
     ):
         text = write(text, json.loads(file.read_text()))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import miniature, recurrence
+from benchmarks import language_model, miniature, recurrence
 from benchmarks.context_parallel import OUTPUT
 from benchmarks.plots import cost_figure, floor_figure
 from benchmarks.readme import (
@@ -17,6 +17,7 @@ from benchmarks.readme import (
     RESULTS,
     newest_results,
     rewrite,
+    rewrite_answers,
     rewrite_miniature,
     rewrite_recurrence,
     rewrite_shared,
@@ -32,6 +33,8 @@ def test_the_readme_is_in_step_with_the_committed_results():
     assert rewrite_shared(text, json.loads(OUTPUT.read_text())) == text, "run python -m benchmarks.readme"
     scan = json.loads(recurrence.OUTPUT.read_text())
     assert rewrite_recurrence(text, scan) == text, "run python -m benchmarks.readme"
+    answers = json.loads(language_model.OUTPUT.read_text())
+    assert rewrite_answers(text, answers) == text, "run python -m benchmarks.readme"
     small = json.loads(miniature.OUTPUT.read_text())
     assert rewrite_miniature(text, small) == text, "run python -m benchmarks.readme"
     for path, result in newest_results(RESULTS):
