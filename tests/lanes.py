@@ -11,6 +11,7 @@ CLUSTERS = (
     "tests/pipelines/evaluate/test_fleet.py",
     "tests/pipelines/evaluate/test_kill.py",
     "tests/pipelines/evaluate/test_run.py",
+    "tests/pipelines/export/test_write.py",
     "tests/pipelines/prepare/test_run.py",
     "tests/pipelines/system/test_cluster_session.py",
     "tests/pipelines/train/",
