@@ -6,21 +6,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from pipelines.kinds import KINDS
+from tests.lanes import CLUSTERS, LAST, Lanes
 from tuning.kinds import TUNING_KINDS
-
-TESTS = Path(__file__).parent
-ONE_BY_ONE = ("cluster", "pipelines", "s3")
-"""Folders whose tests start clusters: all in one process, first, while the other has what needs none."""
-LAST = ("real_size", "tuning")
-"""Folders that start clusters, too, dealt by file when nothing else is left."""
 
 KINDS.update(TUNING_KINDS)  # as the command does
 
@@ -39,25 +32,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-class Lanes(LoadScopeScheduling):
-    """Deals files of tests to processes, and all that start clusters to one as long as that takes no longer.
-
-    Many clusters at a time would starve each other of the cores until their start times out.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "clusters" if _folder(file) in ONE_BY_ONE else file
-
-
-def _folder(nodeid: str) -> str:
-    return Path(nodeid.partition("::")[0]).parts[1]
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Brings tests into the order in which they are dealt."""
-    order = dict.fromkeys(ONE_BY_ONE, 0) | dict.fromkeys(LAST, 2)
-    items.sort(key=lambda item: order.get(_folder(item.nodeid), 1))
+    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(CLUSTERS))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,10 +53,37 @@ def environment_as_it_was() -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_ray_left_behind() -> Iterator[None]:
-    """Ends the Ray that a module's tests started in this process: the next module begins without one."""
+@pytest.fixture(scope="session", autouse=True)
+def no_ray_in_the_end() -> Iterator[None]:
     yield
+    _end_ray()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends the Ray that earlier modules' tests started in this process, unless this one shares it."""
+    file = request.node.nodeid
+    if not any("local_ray" in item.fixturenames for item in _items_of(request)):
+        _end_ray()
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        assert file.startswith((*CLUSTERS, *LAST)), f"{file} starts Ray: name it in CLUSTERS"
+
+
+@pytest.fixture(scope="module")
+def local_ray(no_ray_left_behind: None) -> None:
+    """This process's own Ray, started once for modules in a row that ask for it: its start takes seconds."""
+    from pipelines.system.cluster_session import ray_session
+
+    ray_session()
+
+
+def _items_of(request: pytest.FixtureRequest) -> list[pytest.Item]:
+    return [item for item in request.session.items if item.nodeid.startswith(request.node.nodeid + "::")]
+
+
+def _end_ray() -> None:
     if (sessions := sys.modules.get("pipelines.system.cluster_session")) is not None:
         sessions.close_ray_session()
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():

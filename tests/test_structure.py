@@ -1,5 +1,6 @@
 """How the tree hangs together: no circle of files, a pure recipe language, short files."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,15 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.lanes import CLUSTERS, LAST
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("se_model", "pipelines", "tuning", "cluster")
 LONGEST = 300
+STARTS_A_CLUSTER = re.compile(
+    r"local_ray|ray_head|espan: Command|running_program\(|with driver\(|\bray\.init\(|\bray_session\(\)$",
+    re.MULTILINE,
+)
 
 
 def test_no_file_imports_itself_through_others() -> None:
@@ -40,3 +47,15 @@ def test_files_are_short(package: str) -> None:
         if (lines := len(path.read_text().splitlines())) > LONGEST
     }
     assert long == {}
+
+
+def test_files_that_start_clusters_are_dealt_to_the_process_that_has_them() -> None:
+    """Where the words do not show it, `no_ray_left_behind` finds it when the file's tests have run."""
+    assert [name for name in (*CLUSTERS, *LAST) if not (ROOT / name).exists()] == []
+    starting = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("*/test_*.py")
+        if STARTS_A_CLUSTER.search(path.read_text())
+    ]
+    assert len(starting) > 10
+    assert [file for file in starting if not file.startswith((*CLUSTERS, *LAST))] == []

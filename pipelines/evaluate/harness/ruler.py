@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from pipelines.ruler.write import (
     write_tasks,
 )
 from pipelines.system import storage
+from pipelines.system.capacity import cluster_capacity
 from pipelines.system.progress import Progress
 from pipelines.system.reserved_tasks import failure_of
 
@@ -119,22 +121,28 @@ def _made(
     label: str,
     progress: Progress,
 ) -> dict[tuple[RulerTask, int], TaskEntry]:
-    """Has the documents of every task and length written by Ray tasks."""
+    """Has the documents of every task and length written by Ray tasks, as many at once as there is room for.
+
+    When one fails, those that run are left to end by themselves, or with this process: Ray (2.60) may abort
+    the process that cancels a task while the task ends ("Tried to complete task that was not pending").
+    """
     make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
-    pending = {make.remote(folder, key, *each, data): each for each in order}
+    # A cluster that can grow does so for tasks that wait.
+    at_once = max(1, cluster_capacity().room({"CPU": 1.0}))
+    waiting = deque(order)
+    running: dict[ray.ObjectRef, tuple[RulerTask, int]] = {}
     entries: dict[tuple[RulerTask, int], TaskEntry] = {}
-    with progress.task(f"{label}: prompts", total=len(pending), unit="tasks") as shown:
+    with progress.task(f"{label}: prompts", total=len(order), unit="tasks") as shown:
         try:
-            while pending:
-                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-                where = pending.pop(ready)
-                entries[where] = ray.get(ready)
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    where = waiting.popleft()
+                    running[make.remote(folder, key, *where, data)] = where
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                entries[running.pop(ready)] = ray.get(ready)
                 shown.advance()
         except ray.exceptions.RayError as error:
             raise failure_of(error, "making RULER's prompts failed") from error
-        finally:
-            for reference in pending:  # of a failure: nobody waits for the others
-                ray.cancel(reference, force=True)
     return entries
 
 

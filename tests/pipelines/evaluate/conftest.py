@@ -1,6 +1,6 @@
 """A tiny hybrid on disk and a tiny held-out corpus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 
 from pipelines.models.tokenizers import load_tokenizer, tokenizer_hash
 from pipelines.prepare.shards import Manifest, TokenizerEntry, split_folder, write_manifest, write_shard
-from pipelines.system.cluster_session import close_ray_session, ray_session
 from se_model import Mamba2HybridConfig, Mamba2HybridForCausalLM
 
 LENGTH = 96
@@ -86,10 +85,3 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     _write_shards(Path(split_folder(str(folder), "holdout")), [[LENGTH]] * 5)
     return folder
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray_session()
-    yield
-    close_ray_session()

@@ -231,14 +231,23 @@ def wait_for(pattern: str, output: Path, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.005)
 
 
+LONGER = stage(sources=[NEEDLES | {"documents": 6000}], holdout=0.1, rows_per_shard=40)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run of `LONGER` leaves that nobody kills."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    prepare(LONGER, output)
+    return content(output)
+
+
 @pytest.mark.parametrize("moment", ["unfinished/part-*.json", "unfinished/train-*.json"])
 def test_a_run_killed_at_work_goes_on_to_the_same_bytes(
-    cluster: str, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    cluster: str, undisturbed: dict[str, str], tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = stage(sources=[NEEDLES | {"documents": 6000}], holdout=0.1, rows_per_shard=40)
-    prepare(keys, tmp_path / "undisturbed")
     output = tmp_path / "killed"
-    process = start(keys, output, address=cluster)
+    process = start(LONGER, output, address=cluster)
     wait_for(moment, output, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -248,10 +257,10 @@ def test_a_run_killed_at_work_goes_on_to_the_same_bytes(
     kept = {file: file.stat().st_mtime_ns for file in output.glob(moment)}
     with monkeypatch.context() as patched:
         patched.setattr(storage, "remove_folder", lambda folder: None)
-        prepare(keys, output)
+        prepare(LONGER, output)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept  # what was done is not done again
     storage.remove_folder(parts.work_folder(str(output)))
-    assert content(output) == content(tmp_path / "undisturbed")
+    assert content(output) == undisturbed
 
 
 def test_workers_in_another_folder_read_the_same_files_wherever_the_command_runs(

@@ -22,7 +22,7 @@ RULER = {"lengths": [900, 1000], "tasks": ["niah_single_1", "vt"], "samples": 3}
 
 
 def scores_of(folder: Path, folder_of_model: Path, **changes: Any) -> Scores:
-    keys = {"model": str(folder_of_model), "ruler": RULER, "workers": 2, "tokens_per_batch": 2000}
+    keys = {"model": str(folder_of_model), "ruler": RULER, "workers": 1, "tokens_per_batch": 2000}
     folder.mkdir(exist_ok=True)
     return evaluate(
         EvaluateKeys.model_validate(keys | changes), Context("scores", str(folder), 3, {}, str(folder), {})
