@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks import context_parallel, language_model, miniature, recurrence
@@ -102,12 +103,7 @@ def rewrite_recurrence(text: str, result: dict[str, Any]) -> str:
     Raises:
         ValueError: if a marker is missing.
     """
-    parts = [
-        _measured_on(result, recurrence.OUTPUT),
-        _markdown(recurrence.HEADINGS, recurrence.rows(result)),
-        _markdown(recurrence.TARGET_HEADINGS, recurrence.verdicts(result)),
-        *_recurrences_on_a_gpu(),
-    ]
+    parts = [*_found_by(recurrence, result, recurrence.OUTPUT), *_recurrences_on_a_gpu()]
     return _replace(text, RECURRENCE_BEGIN, RECURRENCE_END, "\n\n".join(parts))
 
 
@@ -117,22 +113,22 @@ def rewrite_answers(text: str, result: dict[str, Any]) -> str:
     Raises:
         ValueError: if a marker is missing.
     """
-    parts = [
-        _measured_on(result, language_model.OUTPUT),
-        _markdown(language_model.HEADINGS, language_model.rows(result)),
-        _markdown(language_model.TARGET_HEADINGS, language_model.verdicts(result)),
-    ]
+    parts = _found_by(language_model, result, language_model.OUTPUT)
     return _replace(text, ANSWERS_BEGIN, ANSWERS_END, "\n\n".join(parts))
 
 
 def _recurrences_on_a_gpu() -> list[str]:
     if not recurrence.GPU_OUTPUT.exists():
         return ["On a GPU, beside the kernels of mamba-ssm and flash-linear-attention: not yet measured."]
-    result = json.loads(recurrence.GPU_OUTPUT.read_text())
+    return _found_by(recurrence, json.loads(recurrence.GPU_OUTPUT.read_text()), recurrence.GPU_OUTPUT)
+
+
+def _found_by(benchmark: ModuleType, result: dict[str, Any], file: Path) -> list[str]:
+    """Where it was measured, the table, and the targets."""
     return [
-        _measured_on(result, recurrence.GPU_OUTPUT),
-        _markdown(recurrence.HEADINGS, recurrence.rows(result)),
-        _markdown(recurrence.TARGET_HEADINGS, recurrence.verdicts(result)),
+        _measured_on(result, file),
+        _markdown(benchmark.HEADINGS, benchmark.rows(result)),
+        _markdown(benchmark.TARGET_HEADINGS, benchmark.verdicts(result)),
     ]
 
 
