@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.models.tokenizers import load_tokenizer
 from pipelines.recipe.keys.ruler import QuestionTask
 from pipelines.ruler.compositions import Sources
 from pipelines.ruler.essays import SHIPPED, read_essays
 from pipelines.ruler.questions import read_questions
 
-KINDS = ("bytes", "digits", "unigram")
+GIVEN = os.environ.get("ESPAN_TEST_TOKENIZER", "")
+"""A folder or file of a tokenizer in real use, to be tested beside those that are trained here."""
+KINDS = ("bytes", "digits", "unigram", *([GIVEN] if GIVEN else []))
 _ENTRIES = 3000
 
 
@@ -28,6 +32,8 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     """One with bytes for letters; one that also divides numbers and begins texts with <s>; one of pieces."""
     if kind == "unigram":
         return _unigram()
+    if kind == GIVEN:
+        return load_tokenizer(kind)
     tokenizer = Tokenizer(models.BPE())
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
