@@ -36,7 +36,7 @@ class Fleet:
         self._crews: list[Crew] = []
         self._lost = 0
         if self._known:
-            progress.message(f"{label}: going on, {len(self._known):,} batches are scored already")
+            progress.message(f"{label}: going on; batches scored already: {len(self._known):,}")
 
     def __enter__(self) -> Fleet:
         return self

@@ -198,9 +198,8 @@ def test_all_scores_are_in_one_precision_which_they_name(
             if self.scorer.check_bf16:
                 raise NoBfloat16Error("Tesla T4 on node-1 has no bf16")
             told = {"hits": {}, "never_chosen": None, "seconds": 1.0}
-            return [
-                {"answers": [[True]] * unit.count, "prompts": [""] * unit.count, **told} for unit in units
-            ]
+            each = {"answers": [True], "depths": [0.5], "prompts": ""}
+            return [{name: [value] * unit.count for name, value in each.items()} | told for unit in units]
 
     monkeypatch.setattr(scoring, "cluster_capacity", lambda: UNTOLD)
     monkeypatch.setattr(scoring, "Fleet", FleetWithAnOldGpu)

@@ -231,7 +231,8 @@ def test_whole_rows_are_what_the_layers_themselves_compute(model: str) -> None:
     ours, theirs = build(case), build(case)
     restore_mixers(theirs)
     assert not any(isinstance(module, (AttachedMixer, CausalConv1d)) for module in theirs.modules())
-    assert_together([outcome(ours, TOKENS)], outcome(theirs, TOKENS), F32, case)
+    # Their delta rules compute in float32 whatever the model's dtype: forward and backward differ by CPU.
+    assert_together([outcome(ours, TOKENS)], outcome(theirs, TOKENS), 3 * F32, case)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
