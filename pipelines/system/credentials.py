@@ -25,7 +25,7 @@ def check_credentials(file_system: Any, place: str) -> None:
     Raises:
         EspanError: names the place and says how credentials are given.
     """
-    if file_system.anon or file_system.key or _CHECKED.get(id(file_system)) is file_system:
+    if _signs_nothing(file_system) or _has_keys(file_system) or _CHECKED.get(id(file_system)) is file_system:
         return
     from botocore.exceptions import BotoCoreError
     from fsspec.asyn import sync
@@ -39,3 +39,13 @@ def check_credentials(file_system: Any, place: str) -> None:
     except BotoCoreError as error:  # half of them, or a profile that is not there
         why = one_line(error)
     raise EspanError(f"{place} needs credentials of S3: {why}; {_ADVICE}")
+
+
+def _signs_nothing(file_system: Any) -> bool:
+    from botocore import UNSIGNED
+
+    return file_system.anon or file_system.config_kwargs.get("signature_version") is UNSIGNED
+
+
+def _has_keys(file_system: Any) -> bool:
+    return bool(file_system.key or file_system.client_kwargs.get("aws_access_key_id"))

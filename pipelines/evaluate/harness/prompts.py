@@ -25,6 +25,8 @@ def prompt_lengths(loaded: Loaded, encoder: Encoder, limit: int | None) -> dict[
         # Tasks that are Python classes have this type, too, whatever they ask for.
         if task.OUTPUT_TYPE != "generate_until":
             continue
+        if getattr(task, "MULTIMODAL", False):
+            raise EspanError(f"task '{name}' shows images, which no model reads here; leave it out")
         try:
             with quiet_lm_eval():
                 task.build_all_requests(limit=limit)

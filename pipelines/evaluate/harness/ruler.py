@@ -123,12 +123,14 @@ def _made(
 ) -> dict[tuple[RulerTask, int], TaskEntry]:
     """Has the documents of every task and length written by Ray tasks, as many at once as there is room for.
 
-    When one fails, those that run are left to end by themselves, or with this process: Ray (2.60) may abort
-    the process that cancels a task while the task ends ("Tried to complete task that was not pending").
+    When one fails, those that run are waited for, or what they write could come after the prompts of a run
+    that follows. Cancelled they are not: Ray (2.60) may abort the process that cancels a task while the task
+    ends ("Tried to complete task that was not pending").
     """
     make = ray.remote(_make).options(num_cpus=1, scheduling_strategy="DEFAULT")
     # A cluster that can grow does so for tasks that wait.
-    at_once = max(1, cluster_capacity().room({"CPU": 1.0}))
+    there = cluster_capacity()
+    at_once = len(order) if there.unknown else max(1, there.room({"CPU": 1.0}))
     waiting = deque(order)
     running: dict[ray.ObjectRef, tuple[RulerTask, int]] = {}
     entries: dict[tuple[RulerTask, int], TaskEntry] = {}
@@ -142,6 +144,7 @@ def _made(
                 entries[running.pop(ready)] = ray.get(ready)
                 shown.advance()
         except ray.exceptions.RayError as error:
+            ray.wait(list(running), num_returns=len(running))
             raise failure_of(error, "making RULER's prompts failed") from error
     return entries
 

@@ -129,7 +129,7 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
             parts = [_tensor(layer, name, index) for layer in layers]
             _put(first, name, index, _padded(parts) if name in _BY_TOKEN else torch.cat(parts))
             for layer in layers[1:]:
-                _put(layer, name, index, tensor[:0])
+                _put(layer, name, index, tensor.new_empty(0))  # an empty view would keep what it is a view of
         if hasattr(first, "cumulative_length"):
             first.cumulative_length = max(layer.cumulative_length for layer in layers)
     return joined

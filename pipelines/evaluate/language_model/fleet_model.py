@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from pipelines.evaluate.fleet import Fleet
 from pipelines.evaluate.language_model.batches import at_most, batches
-from pipelines.evaluate.language_model.cache import cache_size
+from pipelines.evaluate.language_model.cache import CacheSize, cache_size
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
 from pipelines.evaluate.language_model.model import RequestLM
 from pipelines.evaluate.language_model.score import Likelihood
-from pipelines.evaluate.language_model.together import decoded_together
+from pipelines.evaluate.language_model.together import decoded_together, shares
 from pipelines.evaluate.language_model.units import GenerationUnit, LikelihoodUnit
 from pipelines.evaluate.units import Outcome, Unit
 
@@ -52,23 +53,26 @@ class FleetLM(RequestLM):
 
     def score(self, requests: Sequence[ScoredTokens]) -> list[Likelihood]:
         """As `RequestLM.score`."""
-        shares = batches([each.tokens for each in requests], at_most(self._tokens_per_batch))
-        units = [LikelihoodUnit(tuple(requests[row] for row in rows)) for rows in shares]
+        cut = batches([each.tokens for each in requests], at_most(self._tokens_per_batch))
+        units = [LikelihoodUnit(tuple(requests[row] for row in rows)) for rows in cut]
         found = [outcome["likelihoods"] for outcome in self._ask(units)]
-        answers = dict(zip(chain(*shares), chain(*found), strict=True))
+        answers = dict(zip(chain(*cut), chain(*found), strict=True))
         return [(float(nats), bool(first)) for nats, first in map(answers.__getitem__, range(len(requests)))]
 
     def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
         """As `RequestLM.complete`."""
-        fits = decoded_together(cache_size(self._config, self._fleet.dtype))
-        shares = batches([each.tokens for each in prompts], fits)
+        cut = shares(prompts, decoded_together(self._cache_size))
         units = [
             GenerationUnit(tuple(prompts[row] for row in rows), stop, self._reference, self._tokens_per_batch)
-            for rows in shares
+            for rows in cut
         ]
         found = [outcome["texts"] for outcome in self._ask(units)]
-        answers = dict(zip(chain(*shares), chain(*found), strict=True))
+        answers = dict(zip(chain(*cut), chain(*found), strict=True))
         return [str(answers[row]) for row in range(len(prompts))]
+
+    @cached_property
+    def _cache_size(self) -> CacheSize:
+        return cache_size(self._config, self._fleet.dtype)
 
     def _ask(self, units: Sequence[Unit]) -> list[Outcome]:
         outcomes = self._fleet.score(units, self._what)

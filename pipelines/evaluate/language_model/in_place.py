@@ -45,6 +45,8 @@ class InPlace:
         """As transformers' `DynamicLayer.update`."""
         held = self.keys.shape[2]
         end = held + key_states.shape[2]
+        if len(key_states) != len(self.keys):
+            raise ValueError(f"the cache has {len(self.keys)} rows, and {len(key_states)} are added to")
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room.narrow(2, held, end - held).copy_(new)
         self._show(end)
@@ -53,8 +55,21 @@ class InPlace:
     def keep(self, rows: Tensor) -> None:
         """Keeps the rows with these numbers, int64 [n], and their room."""
         held = self.keys.shape[2]
-        self._rooms = [room.index_select(0, rows) for room in self._rooms]
+        kept = [each.index_select(0, rows) for each in (self.keys, self.values)]
+        self._rooms = [
+            each.new_empty(len(rows), *room.shape[1:]) for each, room in zip(kept, self._rooms, strict=True)
+        ]
+        for room, each in zip(self._rooms, kept, strict=True):
+            room[:, :, :held] = each
         self._show(held)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As transformers' `DynamicLayer.reorder_cache`, for what reorders or leaves out rows by it."""
+        self.keep(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As transformers' `DynamicLayer.batch_select_indices`."""
+        self.keep(indices)
 
     def _show(self, tokens: int) -> None:
         self.keys, self.values = (room[:, :, :tokens] for room in self._rooms)

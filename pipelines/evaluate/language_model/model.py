@@ -11,12 +11,12 @@ from lm_eval.api.model import LM
 from torch import nn
 
 from pipelines.errors import EspanError
-from pipelines.evaluate.language_model.batches import batches
 from pipelines.evaluate.language_model.cache import CACHE_BYTES, CacheSize, cache_size
 from pipelines.evaluate.language_model.encode import Encoder, Prompt, ScoredTokens
 from pipelines.evaluate.language_model.generate import complete
 from pipelines.evaluate.language_model.score import Likelihood, score
 from pipelines.evaluate.language_model.stopping import Generation, Stops
+from pipelines.evaluate.language_model.together import shares
 from pipelines.evaluate.worker import Worker
 from se_model.loss import unwrap
 
@@ -137,7 +137,7 @@ class EspanLM(RequestLM):
     def complete(self, prompts: Sequence[Prompt], stop: tuple[str, ...]) -> list[str]:
         """As `RequestLM.complete`."""
         stops, answers = Stops.of(self.tokenizer, stop), [""] * len(prompts)
-        for rows in batches([prompt.tokens for prompt in prompts], self._cache_size.within(self.cache_bytes)):
+        for rows in shares(prompts, self._cache_size.within(self.cache_bytes)):
             together = [prompts[row] for row in rows]
             texts = complete(self.model, together, stops, tokens_per_batch=self.tokens_per_batch)
             for row, text in zip(rows, texts, strict=True):

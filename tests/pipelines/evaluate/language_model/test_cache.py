@@ -80,3 +80,27 @@ def test_a_cache_with_room_takes_tokens_where_it_is_and_says_what_one_without_sa
     assert kept_bytes(caches[1]) == kept_bytes(caches[0])
     with pytest.raises(RuntimeError):
         decoder(input_ids=torch.tensor([[1]]), past_key_values=caches[1])
+
+
+def test_rows_of_a_cache_with_room_are_reordered_with_what_comes_after():
+    cache = cache_of(tiny_model("llama"), *random_rows(5, 5))
+    reserve(cache, 7)
+    (layer, *_), token = cache.layers, torch.arange(2.0)[:, None, None, None]
+    first = layer.keys.clone()
+    layer.update(*[token.expand_as(layer.keys[:, :, :1])] * 2)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    layer.update(*[token.expand_as(layer.keys[:, :, :1])] * 2)
+    assert torch.equal(layer.keys[:, :, :5], first.flip(0))
+    assert layer.keys[:, 0, 5:, 0].tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match="2 rows, and 1 are added to"):
+        layer.update(*[token[:1].expand_as(layer.keys[:1, :, :1])] * 2)
+
+
+def test_a_cache_that_was_joined_holds_no_memory_of_its_parts():
+    parts = [
+        cache_of(tiny_model("mamba2_hybrid"), *random_rows(9, 9, 9)),
+        cache_of(tiny_model("mamba2_hybrid"), *random_rows(4)),
+    ]
+    join(parts)
+    held = [getattr(layer, "keys", None) for layer in parts[1].layers]
+    assert all(keys is None or keys.untyped_storage().nbytes() == 0 for keys in held)

@@ -12,6 +12,7 @@ from pipelines.evaluate.language_model.encode import Prompt
 from pipelines.evaluate.language_model.generate import continue_prompts
 from pipelines.evaluate.language_model.model import EspanLM
 from pipelines.evaluate.language_model.stopping import Generation, Stops, check_greedy
+from pipelines.evaluate.language_model.together import shares
 from se_model import SpanConfig, attach
 from tests.pipelines.evaluate.language_model.tiny import (
     THREE,
@@ -166,3 +167,12 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_they_may():
                 assert len(batch) == 1 or len(batch) * longest <= most
                 assert not alike or {lengths[row] for row in batch} == {longest}
     assert len(batches(lengths, at_most(1000))) == 1
+
+
+def test_prompts_with_as_many_new_tokens_are_decoded_together():
+    """So that no row of a share is longer than its longest: a cache takes no more than was counted."""
+    prompts = [
+        Prompt(row, new) for row, new in zip(random_rows(9, 2, 5, 3, 4), (4, 11, 4, 11, 4), strict=True)
+    ]
+    cut = shares(prompts, lambda rows, tokens: rows * tokens <= 28)
+    assert cut == [[0, 2], [4], [3, 1]]
