@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
+from botocore import UNSIGNED
 from fsspec.config import conf
 
 from pipelines.errors import EspanError, RecipeError
@@ -76,13 +78,26 @@ def test_a_plan_names_the_workspace_or_the_source(bucket: str, tmp_path: Path) -
         plan_recipe(recipe)
 
 
-def test_a_configured_key_or_none_at_all_is_taken_as_it_is(
-    bucket: str, no_credentials: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": "test:tester", "secret": "testing"},
+        {"client_kwargs": {"aws_access_key_id": "test:tester", "aws_secret_access_key": "testing"}},
+    ],
+)
+def test_configured_keys_are_taken_as_they_are(
+    bucket: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(conf, "s3", {"key": "test:tester", "secret": "testing"})
-    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setitem(conf, "s3", options)
     assert not storage.exists(storage.join(bucket, "nothing"))
-    monkeypatch.setitem(conf, "s3", {"anon": True})
-    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize("options", [{"anon": True}, {"config_kwargs": {"signature_version": UNSIGNED}}])
+def test_requests_that_nobody_is_to_sign_need_no_keys(
+    bucket: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conf, "s3", options)
     with pytest.raises(OSError, match="Bad Request"):  # this server's answer to a request that nobody signed
         storage.read_bytes(storage.join(bucket, "nothing"))

@@ -54,14 +54,9 @@ class InPlace:
 
     def keep(self, rows: Tensor) -> None:
         """Keeps the rows with these numbers, int64 [n], and their room."""
-        held = self.keys.shape[2]
-        kept = [each.index_select(0, rows) for each in (self.keys, self.values)]
-        self._rooms = [
-            each.new_empty(len(rows), *room.shape[1:]) for each, room in zip(kept, self._rooms, strict=True)
-        ]
-        for room, each in zip(self._rooms, kept, strict=True):
-            room[:, :, :held] = each
-        self._show(held)
+        tokens = self._rooms[0].shape[2]
+        self.keys, self.values = (each.index_select(0, rows) for each in (self.keys, self.values))
+        self.reserve(tokens)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """As transformers' `DynamicLayer.reorder_cache`, for what reorders or leaves out rows by it."""

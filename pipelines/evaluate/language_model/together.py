@@ -39,9 +39,9 @@ def room_for(size: CacheSize, lengths: Sequence[int]) -> int:
     Of many short rows a recurrent model may keep more than of a long one.
     """
     ordered = sorted(lengths)
-    return max(
-        max(
-            size.bytes(tokens), min(CACHE_BYTES, size.bytes(tokens, min(ROWS, bisect_right(ordered, tokens))))
-        )
-        for tokens in set(ordered)
-    )
+
+    def kept(tokens: int) -> int:
+        rows = min(ROWS, bisect_right(ordered, tokens))
+        return max(size.bytes(tokens), min(CACHE_BYTES, size.bytes(tokens, rows)))
+
+    return max(map(kept, set(ordered)))
